@@ -1,0 +1,69 @@
+// What an energy functor is given, and the wrapper that tempers and tilts it.
+//
+// The contract of a functor E<S>, the only thing a new native target has to write:
+//   E(const Energy<S>&)                        copies what it needs; runs on host and device
+//   static void check(energy, n, n_params, n_table)     host only: throws std::invalid_argument
+//   log_prob(g, x) -> R                        x: n numbers R and a zero slot x[n]
+//   score(g, x, s)                             s[i] = ∂ log p / ∂ x_i
+//   log_prob_and_score(g, x, s) -> R           both in one pass
+//   local(x, i, v) -> R                        log p(x with x_i → v) − log p(x); only for site moves
+// `g` is a group of launch.h: g.sum(n, f) adds f(i) in the defined order, g.each(n, f) calls f(i). The
+// functor is branch-free in R, allocates nothing, and never asks which device it runs on.
+#pragma once
+#include "launch.h"
+
+namespace PYSAMP_NS {
+
+inline constexpr int kMaxLayout = 8;
+
+template <class S> struct Energy {
+  const S* params = nullptr;
+  const int32_t* table = nullptr;
+  int64_t layout[kMaxLayout] = {};
+  int n_layout = 0;
+};
+
+// log p̃(x) = β log p(x) − ½ λ |x − c|²: a rung of a tempering ladder, and the posterior of a Gaussian
+// observation c with precision λ, one of each per chain.
+template <class E, class R> struct Posterior {
+  E energy;
+  int64_t n;
+  bool tempered, tilted;
+  R beta, precision, half_precision;
+  const R* centre;
+
+  template <class G> HD R tilt(const G& g, const R* x) const {
+    return half_precision * g.sum(n, [&](int64_t i) {
+      const R d = x[i] - centre[i];
+      return d * d;
+    });
+  }
+  template <class G> HD R log_prob(const G& g, const R* x) const {
+    R lp = energy.log_prob(g, x);
+    if (tempered) lp = beta * lp;
+    return tilted ? lp - tilt(g, x) : lp;
+  }
+  template <class G> HD void finish_score(const G& g, const R* x, R* s) const {
+    if (tempered) g.each(n, [&](int64_t i) { s[i] = beta * s[i]; });
+    if (tilted) g.each(n, [&](int64_t i) { s[i] = s[i] - precision * (x[i] - centre[i]); });
+  }
+  template <class G> HD void score(const G& g, const R* x, R* s) const {
+    energy.score(g, x, s);
+    finish_score(g, x, s);
+  }
+  template <class G> HD R log_prob_and_score(const G& g, const R* x, R* s) const {
+    R lp = energy.log_prob_and_score(g, x, s);
+    finish_score(g, x, s);
+    if (tempered) lp = beta * lp;
+    return tilted ? lp - tilt(g, x) : lp;
+  }
+  template <class G> HD R local(const G&, const R* x, int64_t i, R v) const {
+    R d = energy.local(x, i, v);
+    if (tempered) d = beta * d;
+    if (!tilted) return d;
+    const R now = x[i] - centre[i], then = v - centre[i];
+    return d - half_precision * (then * then - now * now);
+  }
+};
+
+}  // namespace PYSAMP_NS

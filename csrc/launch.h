@@ -1,0 +1,410 @@
+// How work is spread: `for_each` over elements, and `run_chains` over Markov chains.
+//
+// A chain driver is written once against a *group*, the workers that share one step of a chain:
+//   CPU   LaneGroup   kLanes chains sit in the SIMD lanes of one thread; R is a vector, loops run over
+//                     the elements of the event, and all steps of a tile of chains run before the next
+//                     tile, so that a tile stays in cache. Tiles go over OpenMP threads.
+//   CUDA  ThreadGroup `G` threads hold one chain in shared memory; R is a number, loops are strided.
+// Both offer each, sum, load, store and random numbers with the same meaning and the same bits.
+//
+// sum32, the order of every reduction that decides something: accumulator l of 32 adds the elements
+// l, l+32, l+64 … in turn, then a butterfly over 16, 8, 4, 2, 1; longer sums go in chunks of 4096 whose
+// sums are added by the same rule.
+#pragma once
+#include <cstdlib>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "philox.h"
+#include "view.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace PYSAMP_NS {
+
+inline void check(bool condition, const std::string& text) {
+  if (!condition) throw std::invalid_argument(text);
+}
+
+inline constexpr int64_t kChunk = 4096;
+
+// Work below which a parallel region costs more than it gives, in element steps (about 20 µs).
+inline constexpr int64_t kGrain = 20000;
+
+#ifdef __CUDACC__
+
+inline void cuda_check(cudaError_t code, const char* what, const char* file, int line) {
+  if (code == cudaSuccess) return;
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(code) + " at " + file +
+                           ":" + std::to_string(line));
+}
+#define CUDA_CHECK(expression) \
+  ::PYSAMP_NS::cuda_check((expression), #expression, __FILE__, __LINE__)
+
+inline bool& synchronous() {  // PYSAMP_SYNC=1: wait after each launch, so the failing one is named
+  static bool on = [] {
+    const char* text = std::getenv("PYSAMP_SYNC");
+    return text && text[0] == '1';
+  }();
+  return on;
+}
+
+struct DeviceGuard {
+  int before = 0;
+  explicit DeviceGuard(const Device& device) {
+    CUDA_CHECK(cudaGetDevice(&before));
+    if (before != device.index) CUDA_CHECK(cudaSetDevice(device.index));
+  }
+  ~DeviceGuard() { cudaSetDevice(before); }
+};
+
+inline void after_launch(cudaStream_t stream, const char* name) {
+  cuda_check(cudaGetLastError(), name, __FILE__, __LINE__);
+  if (synchronous()) cuda_check(cudaStreamSynchronize(stream), name, __FILE__, __LINE__);
+}
+
+template <class F> __global__ void for_each_kernel(int64_t n, F f) {
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n;
+       i += int64_t(gridDim.x) * blockDim.x)
+    f(i);
+}
+
+// f(i) for i < n; f is a functor with a const HD operator()(int64_t).
+template <class F> void for_each(const Device& device, int64_t n, F f) {
+  if (n == 0) return;
+  DeviceGuard guard(device);
+  const int64_t blocks = (n + 255) / 256;
+  const auto stream = static_cast<cudaStream_t>(device.stream);
+  for_each_kernel<<<unsigned(blocks < 65536 ? blocks : 65536), 256, 0, stream>>>(n, f);
+  after_launch(stream, "for_each");
+}
+
+// G threads of a block that hold one chain. G ≤ 32 lies within a warp and may sum; larger groups are
+// whole blocks, for single-site moves.
+template <class S, int G> struct ThreadGroup {
+  using Real = S;
+  static constexpr int kSize = Block<S>::kSize;
+  int64_t row, n_rows;
+  uint32_t first_chain;
+  bool valid;  // false for the padding groups of the last block, which compute but do not store
+
+  __device__ int lane() const { return threadIdx.x % G; }
+  __device__ uint32_t chain() const { return first_chain + uint32_t(row); }
+  __device__ void sync() const {
+    if (G <= 32)
+      __syncwarp();
+    else
+      __syncthreads();
+  }
+  template <class F> __device__ void each(int64_t n, F f) const {
+    for (int64_t i = lane(); i < n; i += G) f(i);
+    sync();
+  }
+  template <class F> __device__ S sum_chunk(int64_t begin, int64_t end, F f) const {
+    S total = S(0);
+    for (int64_t i = begin + lane(); i < end; i += G) total = total + f(i);
+#pragma unroll
+    for (int half = G / 2; half > 0; half /= 2)
+      total = total + __shfl_xor_sync(0xffffffffu, total, half, G);
+    return total;
+  }
+  template <class F> __device__ S sum(int64_t n, F f) const {
+    static_assert(G <= 32, "sums are defined within a warp");
+    if (n <= kChunk) {
+      const S total = sum_chunk(0, n, f);
+      sync();
+      return total;
+    }
+    S mine = S(0);  // accumulator of chunk sums: lane l adds chunks l, l+32, …
+    int64_t k = 0;
+    for (int64_t begin = 0; begin < n; begin += kChunk, ++k) {
+      const S part = sum_chunk(begin, begin + kChunk < n ? begin + kChunk : n, f);
+      if (k % 32 == lane()) mine = mine + part;
+    }
+#pragma unroll
+    for (int half = G / 2; half > 0; half /= 2)
+      mine = mine + __shfl_xor_sync(0xffffffffu, mine, half, G);
+    sync();
+    return mine;
+  }
+  template <class F> __device__ S sum_any(int64_t n, F f) const { return sum(n, f); }
+  __device__ S total(S count) const {  // small whole numbers over the group: exact in any order
+    if constexpr (G <= 32) {
+#pragma unroll
+      for (int half = G / 2; half > 0; half /= 2)
+        count += __shfl_xor_sync(0xffffffffu, count, half, G);
+      return count;
+    } else {
+      __shared__ S sum;
+      if (threadIdx.x == 0) sum = S(0);
+      __syncthreads();
+      atomicAdd(&sum, count);
+      __syncthreads();
+      const S out = sum;
+      __syncthreads();
+      return out;
+    }
+  }
+  __device__ S load(const S* p) const { return p[row]; }
+  __device__ void store(S* p, S v) const {
+    if (valid && lane() == 0) p[row] = v;
+  }
+  __device__ void store(S* p, int64_t index, int64_t per_row, S v) const {
+    if (valid && lane() == 0) p[row * per_row + index] = v;
+  }
+  __device__ void load(const S* p, int64_t n, S* out) const {
+    each(n, [&](int64_t i) { out[i] = p[row * n + i]; });
+  }
+  __device__ void store(S* p, int64_t index, int64_t per_row, int64_t n, const S* v) const {
+    if (!valid) return;
+    S* out = p + (row * per_row + index) * n;
+    for (int64_t i = lane(); i < n; i += G) out[i] = v[i];
+  }
+  __device__ Block<S> block(Key key, uint32_t index, uint32_t step, uint32_t stream) const {
+    return make_block(philox(key, index, chain(), step, stream), S());
+  }
+};
+
+inline int64_t shared_limit(const Device& device) {
+  int bytes = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index));
+  return bytes;
+}
+
+template <class S, int G, class Driver>
+__global__ void chains_kernel(Driver driver, int64_t n_rows, uint32_t first_chain, int64_t reals,
+                              S* workspace) {
+  extern __shared__ __align__(16) unsigned char raw[];
+  const int groups = blockDim.x / G, mine = threadIdx.x / G;
+  int64_t row = int64_t(blockIdx.x) * groups + mine;
+  S* scratch = workspace ? workspace + row * reals : reinterpret_cast<S*>(raw) + mine * reals;
+  const bool valid = row < n_rows;
+  ThreadGroup<S, G> group{valid ? row : n_rows - 1, n_rows, first_chain, valid};
+  driver(group, scratch);
+}
+
+template <class S, int G, class Driver>
+void launch_chains(const Device& device, int64_t n_rows, uint32_t first_chain, int64_t reals,
+                   Driver driver) {
+  const auto stream = static_cast<cudaStream_t>(device.stream);
+  reals = (reals + 3) / 4 * 4;
+  const int64_t bytes = reals * int64_t(sizeof(S)), limit = shared_limit(device);
+  int groups = G > 32 ? 1 : 128 / G;
+  while (groups > 1 && groups * G > 32 && groups * bytes > limit / 2) groups /= 2;
+  const int64_t blocks = (n_rows + groups - 1) / groups;
+  S* workspace = nullptr;
+  int64_t shared = groups * bytes;
+  if (shared > limit) {  // too large for the chip: the same code on a global workspace
+    shared = 0;
+    CUDA_CHECK(cudaMallocAsync(reinterpret_cast<void**>(&workspace), blocks * groups * bytes, stream));
+  } else if (shared > 48 * 1024) {
+    CUDA_CHECK(cudaFuncSetAttribute(chains_kernel<S, G, Driver>,
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
+  }
+  chains_kernel<S, G, Driver>
+      <<<unsigned(blocks), groups * G, size_t(shared), stream>>>(driver, n_rows, first_chain, reals,
+                                                                 workspace);
+  after_launch(stream, "chains");
+  if (workspace) CUDA_CHECK(cudaFreeAsync(workspace, stream));
+}
+
+// driver(group, scratch) for every chain; `scratch` holds `reals` numbers a chain, uninitialised.
+// Events of n elements; `wide` asks for block-sized groups (drivers that take no sums).
+template <class S, bool wide, class Driver>
+void run_chains(const Device& device, int64_t n_rows, int64_t first_chain, int64_t n, int64_t steps,
+                int64_t reals, Driver driver) {
+  (void)steps;
+  if (n_rows == 0) return;
+  DeviceGuard guard(device);
+  const uint32_t first = uint32_t(first_chain);
+  if constexpr (wide) {
+    if (n > 512)
+      launch_chains<S, 256>(device, n_rows, first, reals, driver);
+    else
+      launch_chains<S, 32>(device, n_rows, first, reals, driver);
+  } else {
+    if (n <= 2)
+      launch_chains<S, 2>(device, n_rows, first, reals, driver);
+    else if (n <= 8)
+      launch_chains<S, 8>(device, n_rows, first, reals, driver);
+    else
+      launch_chains<S, 32>(device, n_rows, first, reals, driver);
+  }
+}
+
+#else  // CPU
+
+// f(i) for i < n, over threads when there is enough of it.
+template <class F> void for_each(const Device&, int64_t n, F f, int64_t work_per_item = 1) {
+#pragma omp parallel for schedule(static) if (n * work_per_item > kGrain)
+  for (int64_t i = 0; i < n; ++i) f(i);
+}
+
+// kLanes<S> chains in the lanes of one thread. Rows past the end repeat the last one and are not
+// stored.
+template <class S> struct LaneGroup {
+  using Real = Lanes<S>;
+  static constexpr int W = kLanes<S>;
+  static constexpr int kSize = Block<S>::kSize;
+  int64_t row, n_rows;
+  U64 chain_even{}, chain_odd{};  // float64 has half as many lanes and uses chain_even alone
+
+  LaneGroup(int64_t row, int64_t n_rows, uint32_t first_chain) : row(row), n_rows(n_rows) {
+    for (int l = 0; l < W; ++l) {
+      const uint32_t chain = first_chain + uint32_t(source(l));
+      if constexpr (sizeof(S) == 8)
+        chain_even[l] = chain, chain_odd[l] = chain;
+      else if (l % 2)
+        chain_odd[l / 2] = chain;
+      else
+        chain_even[l / 2] = chain;
+    }
+  }
+  int64_t source(int lane) const { return row + lane < n_rows ? row + lane : n_rows - 1; }
+  int lanes() const { return n_rows - row < W ? int(n_rows - row) : W; }
+  void sync() const {}
+
+  template <class F> HD void each(int64_t n, F f) const {
+    for (int64_t i = 0; i < n; ++i) f(i);
+  }
+  template <class F> HD Real sum_chunk(int64_t begin, int64_t end, F f) const {
+    Real part[32];
+    const int m = end - begin < 32 ? int(end - begin) : 32;
+    for (int l = 0; l < m; ++l) {
+      Real total = f(begin + l);
+      for (int64_t i = begin + l + 32; i < end; i += 32) total = total + f(i);
+      part[l] = total;
+    }
+    return butterfly(part, m);
+  }
+  static HD Real butterfly(Real* part, int m) {
+    if (m == 0) return Real{};
+    int half = 16;
+    while (half >= m && half > 1) half /= 2;
+    for (; half > 0; half /= 2) {
+      for (int l = 0; l + half < m; ++l) part[l] = part[l] + part[l + half];
+      m = m < half ? m : half;
+    }
+    return part[0];
+  }
+  template <class F> HD Real sum(int64_t n, F f) const {
+    if (n <= kChunk) return sum_chunk(0, n, f);
+    Real part[32];
+    int64_t k = 0;
+    for (int64_t begin = 0; begin < n; begin += kChunk, ++k) {
+      const Real chunk = sum_chunk(begin, begin + kChunk < n ? begin + kChunk : n, f);
+      part[k % 32] = k < 32 ? chunk : part[k % 32] + chunk;
+    }
+    return butterfly(part, k < 32 ? int(k) : 32);
+  }
+  template <class F> HD Real sum_any(int64_t n, F f) const {  // where no decision hangs on the order
+    Real total = f(0);
+    for (int64_t i = 1; i < n; ++i) total = total + f(i);
+    return total;
+  }
+  Real total(Real count) const { return count; }
+
+  Real load(const S* p) const {
+    Real v;
+    for (int l = 0; l < W; ++l) v[l] = p[source(l)];
+    return v;
+  }
+  void store(S* p, Real v) const {
+    for (int l = 0; l < lanes(); ++l) p[row + l] = v[l];
+  }
+  void store(S* p, int64_t index, int64_t per_row, Real v) const {
+    for (int l = 0; l < lanes(); ++l) p[(row + l) * per_row + index] = v[l];
+  }
+  // (rows, n) in memory ↔ [n][lane] here, in blocks so that both sides run along cache lines.
+  void load(const S* p, int64_t n, Real* out) const {
+    S* to = reinterpret_cast<S*>(out);
+    for (int64_t begin = 0; begin < n; begin += 16) {
+      const int64_t end = begin + 16 < n ? begin + 16 : n;
+      for (int l = 0; l < W; ++l) {
+        const S* from = p + source(l) * n;
+        for (int64_t i = begin; i < end; ++i) to[i * W + l] = from[i];
+      }
+    }
+  }
+  void store(S* p, int64_t index, int64_t per_row, int64_t n, const Real* v) const {
+    const S* from = reinterpret_cast<const S*>(v);
+    const int active = lanes();
+    for (int64_t begin = 0; begin < n; begin += 16) {
+      const int64_t end = begin + 16 < n ? begin + 16 : n;
+      for (int l = 0; l < active; ++l) {
+        S* to = p + ((row + l) * per_row + index) * n;
+        for (int64_t i = begin; i < end; ++i) to[i] = from[i * W + l];
+      }
+    }
+  }
+  HD Block<Real> block(Key key, uint32_t index, uint32_t step, uint32_t stream) const {
+    const HalfWords even = philox_chains(key, index, chain_even, step, stream);
+    if constexpr (sizeof(S) == 8)
+      return make_block(even);
+    else
+      return make_block(even, philox_chains(key, index, chain_odd, step, stream));
+  }
+};
+
+template <class S, bool wide, class Driver>
+void run_chains(const Device&, int64_t n_rows, int64_t first_chain, int64_t n, int64_t steps,
+                int64_t reals, Driver driver) {
+  using Real = Lanes<S>;
+  constexpr int W = kLanes<S>;
+  const int64_t tiles = (n_rows + W - 1) / W;
+  const bool parallel = tiles > 1 && n_rows * (n + 4) * (steps + 1) > kGrain;
+  int threads = 1;
+#ifdef _OPENMP
+  if (parallel) threads = int(tiles < omp_get_max_threads() ? tiles : omp_get_max_threads());
+#endif
+  (void)parallel;
+  const size_t bytes = (size_t(reals) * sizeof(Real) + 4095) / 4096 * 4096;
+  void* memory = __builtin_malloc(bytes * size_t(threads) + kVectorBytes);
+  if (!memory) throw std::bad_alloc();
+  const uintptr_t aligned = (reinterpret_cast<uintptr_t>(memory) + kVectorBytes - 1) / kVectorBytes *
+                            kVectorBytes;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    int me = 0;
+#ifdef _OPENMP
+    me = omp_get_thread_num();
+#endif
+    LaneGroup<S> group(tile * W, n_rows, uint32_t(first_chain));
+    driver(group, reinterpret_cast<Real*>(aligned + size_t(me) * bytes));
+  }
+  __builtin_free(memory);
+}
+
+#endif
+
+// Fill z[0…n) with uniforms or normals of one transition, one number an element, and return the
+// acceptance threshold ln u, the next number of the same stream. z has room for padded(n) numbers.
+HD int64_t padded(int64_t n) { return (n + 3) / 4 * 4 + 4; }
+
+template <bool gaussian, class G>
+HD typename G::Real draw(const G& g, Key key, uint32_t step, uint32_t stream, int64_t n,
+                         typename G::Real* z) {
+  using R = typename G::Real;
+  constexpr int K = G::kSize;
+  const int64_t next = gaussian ? (n + 1) / 2 * 2 : n;  // Box–Muller numbers come in pairs
+  const int64_t blocks = (n + K - 1) / K, last = next / K;
+  R* threshold = z + (padded(n) - 1);
+  g.each(last < blocks ? blocks : last + 1, [&](int64_t b) {
+    const Block<R> block = g.block(key, uint32_t(b), step, stream);
+    R v[K];
+    if (b < blocks) {
+      if (gaussian)
+        block.normals(v);
+      else
+        block.uniforms(v);
+      for (int j = 0; j < K; ++j) z[b * K + j] = v[j];
+    }
+    if (b == last) *threshold = block.log_uniform_at(int(next % K));
+  });
+  return *threshold;
+}
+
+}  // namespace PYSAMP_NS

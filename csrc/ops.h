@@ -1,0 +1,32 @@
+// Every entry point that the Python modules see. The same names exist in _cpu (g++) and _cuda (nvcc).
+#pragma once
+#include "chains.h"
+#include "mixture.h"
+#include "phi4.h"
+
+namespace PYSAMP_NS {
+
+enum class Numbers : int { kBits, kUniform, kNormal, kLogUniform };
+
+// Where in the stream a table of numbers lies: rows are chains, `first` counts numbers to skip.
+struct Address {
+  uint64_t seed;
+  int64_t step, stream, first_chain, first;  // stream is stream << 24 | substep
+};
+
+// rng.cpp: out (rows, n)
+void random_bits(View<int32_t, 2> out, const Address& at);
+template <class S> void random_numbers(View<S, 2> out, const Address& at, Numbers kind);
+
+// lattice.cpp: out[i] = Σ_j x[i, j] in the order of sum32
+template <class S> void sum_rows(View<S, 2> x, View<S, 1> out);
+
+// chains.cpp: log densities, scores and Markov chains
+extern template struct Entry<Phi4, float>;
+extern template struct Entry<Phi4, double>;
+extern template struct Entry<Mixture, float>;
+extern template struct Entry<Mixture, double>;
+extern template struct SiteEntry<Phi4, float>;
+extern template struct SiteEntry<Phi4, double>;
+
+}  // namespace PYSAMP_NS

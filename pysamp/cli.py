@@ -1,0 +1,268 @@
+"""The command line: it reads arguments, calls one function, prints, and turns errors into exit codes.
+
+Exit codes: 0 done, 1 the run failed or a check did not pass, 2 the input is wrong. An error is one
+line on stderr. With --json, stdout holds exactly one JSON object. Under torchrun rank 0 speaks.
+torch is imported inside the commands, so that help and misspelt arguments answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer brings its own click, or uses click
+
+app = typer.Typer(
+    name="pysamp",
+    help="Sampling of unnormalised densities: statistical physics, Bayes, mixtures.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder to write.")]
+
+
+class Failed(Exception):
+    """The input was right and the work did not get done: exit code 1."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run a command line and return its exit code."""
+    args = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in args
+    if debug:  # accepted anywhere on the line
+        args = ["--debug", *(a for a in args if a != "--debug")]
+    try:
+        return app(args=args, prog_name="pysamp", standalone_mode=False) or 0
+    except UsageError as error:
+        return _complain(error.format_message(), 2, debug)  # type: ignore[attr-defined]
+    except (ValueError, TypeError, FileNotFoundError, NotADirectoryError, FileExistsError) as error:
+        return _complain(str(error), 2, debug)
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        return _complain(reason, 1, debug)
+
+
+def _complain(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    rank = _rank()
+    # What is wrong with the input is the same on every rank; what went wrong in a run may not be.
+    if rank == 0 or code == 1:
+        name = f"error (rank {rank})" if rank else "error"
+        print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _say(text: str = "") -> None:
+    if _rank() == 0:
+        print(text, flush=True)
+
+
+def _say_json(value: Any) -> None:
+    _say(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that JSON knows: NaN and infinity become null, tensors lists."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return str(value)
+
+
+@contextmanager
+def _interruptible(out: Path | str | None) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Failed(f"interrupted; go on with: pysamp resume {out}") from None
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    pass
+
+
+# ---------------------------------------------------------------------------- commands
+@app.command()
+def doctor(as_json: AsJson = False) -> int:
+    """Check this installation: what was found, and each native kernel against its torch definition."""
+    from pysamp import doctor as module
+
+    report = module.doctor()
+    if as_json:
+        _say_json(report)
+    else:
+        _say(module.text(report))
+    return 0 if report["ok"] else 1
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where it is written.")] = Path(
+        "runs/phi4-demo"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random number.")] = 0,
+    as_json: AsJson = False,
+) -> int:
+    """The two phases of a φ⁴ chain: plain MALA fails and says so, parallel tempering gets them right."""
+    from pysamp import demo as module
+
+    with _interruptible(out):
+        report = module.demo(out, seed=seed)
+    if as_json:
+        _say_json(report)
+    else:
+        _say(module.text(report))
+    return 0 if report["ok"] else 1
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The run file.")],
+    override: Annotated[
+        list[str] | None,
+        typer.Option("-o", metavar="KEY=VALUE", help="E.g. -o sampler.step_size=0.02; may repeat."),
+    ] = None,
+    out: Out = None,
+) -> int:
+    """Draw what a run file describes, into a run folder, and print the summary."""
+    from pysamp import sample
+    from pysamp.runfile import load
+
+    described = load(file, override or ())
+    settings = dict(described.settings)
+    folder = out or Path(settings.pop("out", Path("runs") / file.stem))
+    with _interruptible(folder):
+        samples = sample(described.target, described.sampler, **settings, out=folder)
+    _conclude(samples, folder)
+    return 0
+
+
+@app.command()
+def resume(folder: Folder) -> int:
+    """Go on with an interrupted run from its last checkpoint, to the same bits."""
+    from pysamp import resume
+
+    with _interruptible(folder):
+        samples = resume(folder)
+    _conclude(samples, folder)
+    return 0
+
+
+def _conclude(samples: Any, folder: Path) -> None:
+    _say(str(samples.summary()))
+    _say(f"run saved: {folder}   (figure: pysamp plot {folder})")
+
+
+@app.command()
+def summary(folder: Folder, as_json: AsJson = False) -> int:
+    """The table and the verdict of a run, finished or not."""
+    samples, manifest = _opened(folder)
+    result = samples.summary()
+    status = manifest["status"]
+    if as_json:
+        _say_json({"folder": str(folder), "status": status, **result.to_dict()})
+        return 0
+    _say(str(result))
+    if status != "done":
+        _say(f"status      {status}, not finished; go on with: pysamp resume {folder}")
+    return 0
+
+
+@app.command()
+def plot(
+    folder: Folder,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Default: DIR/summary.png; .pdf and .svg too."),
+    ] = None,
+) -> int:
+    """One figure of a run: traces, marginals, weights of modes, autocorrelation."""
+    from pysamp.plots import plot_samples
+
+    samples, _ = _opened(folder)
+    path = out or folder / "summary.png"
+    plot_samples(samples, path)
+    _say(f"figure: {path}")
+    return 0
+
+
+def _opened(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The samples of a run folder, with the target if it is one of pysamp's own."""
+    from pysamp import store
+    from pysamp.describe import NotRebuildable, rebuild
+
+    manifest = store.read_manifest(folder)
+    try:
+        target = rebuild(manifest["config"]["target"])
+    except NotRebuildable:
+        target = None
+    return store.read(folder, target), manifest
+
+
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Under a minute; the default.")] = True,
+    as_json: AsJson = False,
+) -> int:
+    """Native kernels against pure torch on this machine."""
+    from pysamp import quickbench
+
+    report = quickbench.main()
+    if as_json:
+        _say_json(report)
+    else:
+        _say(quickbench.text(report))
+    return 0
+
+
+@app.command()
+def targets() -> int:
+    """The built-in targets: parameters, formula, native kernels, exact answers."""
+    from pysamp import runfile
+
+    for name, make in sorted(runfile.targets().items()):
+        entry = runfile.describe_target(name, make)
+        _say(f"{entry.call}")
+        _say(f"    {entry.formula}")
+        _say(f"    native: {'yes' if entry.native else 'no'}   exact: {', '.join(entry.exact) or 'none'}")
+    return 0
+
+
+@app.command()
+def cite(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="Sampler, target or module.")],
+) -> int:
+    """The papers behind a method, as its module states them."""
+    from pysamp import runfile
+
+    _say(runfile.citation(method))
+    return 0

@@ -1,0 +1,237 @@
+"""Langevin kernels: ULA, and MALA with its Metropolis–Hastings correction.
+
+    x' = x + h ∇log p(x) + √(2h) ξ,   ξ ~ N(0, 1)
+
+MALA accepts with probability min(1, a), where (Roberts and Tweedie, Bernoulli 2, 341, 1996)
+
+    ln a = log p(x') − log p(x) + ½|ξ|² − |x − x' − h ∇log p(x')|² / (4h).
+
+|ξ|²/2 is the forward kernel exactly, so no difference of large densities is taken. The per-chain rule
+of `Multiplicative` is that of SLIPS (Grenioux, Noble, Gabrié, Durmus, arXiv 2402.10758, code of §3.1).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pysamp import ops, reference, rng
+from pysamp.mcmc import fused
+from pysamp.mcmc.base import Info, State, check_start, check_steps, columns, per_chain, replace
+from pysamp.target import Target, log_prob_and_score
+
+
+def start(target: Target, x: Tensor, seed: int, first_chain: int) -> State:
+    """The state of a kernel that needs scores."""
+    log_prob, score = log_prob_and_score(target, x)
+    check_start(log_prob, first_chain)
+    return State(x, log_prob.detach(), score.detach(), seed, 0, first_chain)
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    """|x|² of each row in the fixed order: (n, *event) -> (n,)."""
+    return ops.sum32((x * x).reshape(x.shape[0], -1))
+
+
+def acceptance(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """min(1, e^r) and whether r may be accepted at all (not NaN, not +∞)."""
+    finite = log_ratio < math.inf
+    probability = reference.exp_portable(torch.where(log_ratio < 0, log_ratio, 0.0))
+    return torch.where(finite, probability, 0.0), finite
+
+
+def noise_size(x: Tensor) -> int:
+    """Numbers that a Box–Muller draw for one event takes from its stream; the next one is free."""
+    return (x[0].numel() + 1) // 2 * 2 if x.shape[0] else 0
+
+
+class Collect:
+    """Means over n transitions, and every thin-th state: what an `Info` is made of."""
+
+    def __init__(self, state: State, n: int, thin: int | None) -> None:
+        self.n, self.thin, self.done = n, thin, 0
+        self.accept = torch.zeros_like(state.log_prob)
+        self.nonfinite = torch.zeros_like(state.log_prob)
+        self.x: list[Tensor] = []
+        self.log_prob: list[Tensor] = []
+
+    def add(self, probability: Tensor, finite: Tensor, x: Tensor, log_prob: Tensor) -> None:
+        self.accept = self.accept + probability
+        self.nonfinite = self.nonfinite + (~finite).to(self.nonfinite.dtype)
+        self.done += 1
+        if self.thin and self.done % self.thin == 0:
+            self.x.append(x)
+            self.log_prob.append(log_prob)
+
+    def info(self, **extra: Tensor) -> Info:
+        return Info(
+            self.accept / self.n,
+            {"nonfinite": self.nonfinite, **extra},
+            torch.stack(self.x, dim=1) if self.thin else None,
+            torch.stack(self.log_prob, dim=1) if self.thin else None,
+        )
+
+
+@dataclass(frozen=True)
+class Multiplicative:
+    """After every step of a chain: h ← h·factor if its acceptance probability exceeds target +
+    tolerance, h/factor if it falls below target − tolerance; never above cap."""
+
+    target: float = 0.75
+    factor: float = 1.03
+    tolerance: float = 0.01
+    cap: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target - self.tolerance <= self.target + self.tolerance < 1:
+            raise ValueError(
+                f"target ± tolerance must lie in (0, 1), got {self.target} ± {self.tolerance}"
+            )
+        if not self.factor > 1:
+            raise ValueError(f"factor must exceed 1, got {self.factor}")
+        if not self.cap > 0:
+            raise ValueError(f"cap must be positive, got {self.cap}")
+
+    def thresholds(self) -> tuple[float, float]:
+        return math.log(self.target - self.tolerance), math.log(self.target + self.tolerance)
+
+    def apply(self, step_size: Tensor, log_ratio: Tensor) -> Tensor:
+        low, high = self.thresholds()
+        smaller = torch.where(log_ratio >= low, step_size, step_size / self.factor)
+        new = torch.where(log_ratio > high, step_size * self.factor, smaller)
+        return torch.where(new < self.cap, new, self.cap)
+
+
+@dataclass(frozen=True, eq=False)
+class MALA:
+    """Metropolis-adjusted Langevin; `step_size` h is a number, one per chain, or None (warm-up finds it).
+
+    With `adapt` every chain changes its own h after every step; the steps reached come back in
+    `info.extra["step_size"]`. Cost: one value and one gradient a step.
+    """
+
+    step_size: Tensor | float | None = None
+    adapt: Multiplicative | None = None
+
+    def __post_init__(self) -> None:
+        check_scale(self.step_size, "step_size")
+
+    def init(self, target: Target, x: Tensor, *, seed: int, first_chain: int = 0) -> State:
+        return start(target, x, seed, first_chain)
+
+    def step(
+        self, target: Target, state: State, n: int = 1, *, thin: int | None = None
+    ) -> tuple[State, Info]:
+        check_steps(n, thin)
+        h = per_chain(needed(self.step_size, "step_size"), "step_size", state.log_prob)
+        rule = self.adapt
+        adapt = fused.NO_ADAPTATION if rule is None else (rule.factor, rule.cap, *rule.thresholds())
+        done = fused.chain("mala", target, state, n, thin, h, adapt=adapt)
+        if done is not None:
+            return done
+
+        x, log_prob, score = state.x, state.log_prob, state.score
+        assert score is not None
+        collect = Collect(state, n, thin)
+        address = {"seed": state.seed, "stream": "langevin", "first_chain": state.first_chain,
+                   "device": x.device, "dtype": x.dtype}  # fmt: skip
+        for step in range(state.step, state.step + n):
+            xi = rng.normal(x.shape, step=step, **address)
+            log_u = rng.log_uniform((len(x), 1), step=step, first=noise_size(x), **address)[:, 0]
+            hx = columns(h, x)
+            x_new = (x + hx * score) + columns(reference.sqrt_rn(h * 2.0), x) * xi
+            log_prob_new, score_new = log_prob_and_score(target, x_new)
+            back = squared_norm((x - x_new) - hx * score_new)
+            log_ratio = (log_prob_new - log_prob) + (squared_norm(xi) * 0.5 - back / (h * 4.0))
+            probability, finite = acceptance(log_ratio)
+            move = (log_u < log_ratio) & finite
+            x = torch.where(columns(move, x), x_new, x)
+            score = torch.where(columns(move, x), score_new, score)
+            log_prob = torch.where(move, log_prob_new, log_prob)
+            if rule is not None:
+                h = rule.apply(h, log_ratio)
+            collect.add(probability, finite, x, log_prob)
+        new = replace(state, x=x, log_prob=log_prob, score=score, step=state.step + n)
+        return new, collect.info(step_size=h)
+
+    def scale(self) -> Tensor | float | None:
+        return self.step_size
+
+    def with_scale(self, scale: Tensor | float) -> MALA:
+        return replace(self, step_size=scale)
+
+    def target_accept(self, target: Target) -> float:
+        return 0.574  # optimal in high dimension: Roberts and Rosenthal, JRSS B 60, 255 (1998)
+
+    def initial_scale(self, target: Target) -> float:
+        return 0.1
+
+    def groups(self, state: State) -> Tensor | None:
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class ULA:
+    """Unadjusted Langevin: no rejection, so the law it samples is biased by O(h).
+
+    A step to a point where log p is not finite is refused and counted in `info.extra["nonfinite"]`.
+    Cost: one value and one gradient a step.
+    """
+
+    step_size: Tensor | float
+
+    def __post_init__(self) -> None:
+        if self.step_size is None:
+            raise ValueError(
+                "step_size must be given for ULA, got None: it has no acceptance to adapt it by"
+            )
+        check_scale(self.step_size, "step_size")
+
+    def init(self, target: Target, x: Tensor, *, seed: int, first_chain: int = 0) -> State:
+        return start(target, x, seed, first_chain)
+
+    def step(
+        self, target: Target, state: State, n: int = 1, *, thin: int | None = None
+    ) -> tuple[State, Info]:
+        check_steps(n, thin)
+        h = per_chain(self.step_size, "step_size", state.log_prob)
+        done = fused.chain("ula", target, state, n, thin, h)
+        if done is not None:
+            return done
+
+        x, log_prob, score = state.x, state.log_prob, state.score
+        assert score is not None
+        collect = Collect(state, n, thin)
+        hx, noise = columns(h, x), columns(reference.sqrt_rn(h * 2.0), x)
+        for step in range(state.step, state.step + n):
+            xi = rng.normal(
+                x.shape, seed=state.seed, stream="langevin", step=step,
+                first_chain=state.first_chain, device=x.device, dtype=x.dtype,
+            )  # fmt: skip
+            x_new = (x + hx * score) + noise * xi
+            log_prob_new, score_new = log_prob_and_score(target, x_new)
+            probability, finite = acceptance(log_prob_new - log_prob_new)
+            x = torch.where(columns(finite, x), x_new, x)
+            score = torch.where(columns(finite, x), score_new, score)
+            log_prob = torch.where(finite, log_prob_new, log_prob)
+            collect.add(probability, finite, x, log_prob)
+        new = replace(state, x=x, log_prob=log_prob, score=score, step=state.step + n)
+        return new, collect.info()
+
+
+def check_scale(value: Tensor | float | None, name: str) -> None:
+    """A step size or width is None, a positive number, or a tensor of them."""
+    if value is None:
+        return
+    tensor = torch.as_tensor(value)
+    if not bool(((tensor > 0) & torch.isfinite(tensor)).all()):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def needed(value: Tensor | float | None, name: str) -> Tensor | float:
+    if value is None:
+        raise ValueError(f"{name} must be given, or be adapted in a warm-up; got None")
+    return value

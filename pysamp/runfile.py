@@ -1,0 +1,380 @@
+"""A run described by a YAML file: what the file may say, and what it is told when it says something else.
+
+    target:  {name: Phi4Chain, n_sites: 100, h: 0.0025}
+    sampler: {name: ParallelTempering, kernel: {name: MALA}}
+    n_chains: 64
+    n_draws: 1000
+
+Names of targets are those of `pysamp.targets`, names of samplers those of `pysamp`; their parameters
+are read off the signatures, so that a new class needs nothing here. A parameter that is itself a
+kernel, target or network is written the same way, with a `name`. Paths are relative to the folder
+that the command runs in.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from torch import Tensor
+
+Key = tuple[str, ...]
+
+
+class RunFileError(ValueError):
+    """The file, or an override, says something that cannot be run; `key` is the place."""
+
+    def __init__(self, key: Key, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `pysamp.sample` is called with."""
+
+    target: Any
+    sampler: Any
+    settings: dict[str, Any]  # keyword arguments of sample, only those that were given
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """Read a run file, apply overrides "sampler.step_size=0.02", and build what it describes.
+
+    Raises: RunFileError with file and line (or the override), key, value and the nearest valid key.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise RunFileError((), f"cannot read the run file {path}: {reason}") from None
+    places: dict[Key, str] = {}
+    try:
+        tree = _parse(text, str(path), places)
+        for override in overrides:
+            _override(tree, override, places)
+        return _build_run(tree)
+    except RunFileError as error:
+        place = next((places[k] for k in _prefixes(error.key) if k in places), str(path))
+        raise RunFileError(error.key, f"{place}: {error}") from None
+
+
+# ---------------------------------------------------------------------------- what a file may say
+def _plain_number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a truth value is not a number")
+    return value
+
+
+def _whole_number(value: Any) -> Any:
+    # YAML 1.1 reads 1e4 as a string and 1.0e+4 as a float: both are meant as 10000.
+    value = _plain_number(value)
+    if isinstance(value, str):
+        number = float(value)
+        return int(number) if number.is_integer() else value
+    return value
+
+
+def _numbers(value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if not isinstance(value, list):
+        raise ValueError("not a list of numbers")
+    return torch.tensor(_floats(value), dtype=torch.float64)
+
+
+def _floats(value: Any) -> Any:
+    return [_floats(item) for item in value] if isinstance(value, list) else float(value)
+
+
+Float = Annotated[float, BeforeValidator(_plain_number)]
+Int = Annotated[int, BeforeValidator(_whole_number)]
+Numbers = Annotated[Any, BeforeValidator(_numbers)]
+
+
+class RunFile(BaseModel):
+    """The top level of the file. Whatever is left out takes the default of `pysamp.sample`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    target: str | dict[str, Any]
+    sampler: str | dict[str, Any]
+    n_chains: Annotated[Int, Field(gt=0)] | None = None
+    n_draws: Annotated[Int, Field(gt=0)] | None = None
+    warmup: Annotated[Int, Field(ge=0)] | None = None
+    thin: Annotated[Int, Field(gt=0)] | None = None
+    seed: Annotated[Int, Field(ge=0)] | None = None
+    device: str | None = None
+    dtype: Literal["float32", "float64"] | None = None
+    out: str | None = None
+
+
+_EXPECTED = {
+    "target": "a name or a mapping with a name",
+    "sampler": "a name or a mapping with a name",
+    "n_chains": "a positive integer",
+    "n_draws": "a positive integer",
+    "warmup": "an integer, 0 or more",
+    "thin": "a positive integer",
+    "seed": "an integer, 0 or more",
+    "device": "a string such as cpu or cuda:0",
+    "dtype": "float32 or float64",
+    "out": "the name of a folder",
+}
+
+
+def _build_run(tree: dict[str, Any]) -> Run:
+    for key, value in tree.items():
+        if key not in RunFile.model_fields:
+            raise _unknown((key,), value, RunFile.model_fields)
+    for key in ("target", "sampler"):
+        if key not in tree:
+            raise RunFileError((), f"{key} is missing: write {key}: {{name: …}}")
+    try:
+        file = RunFile.model_validate(tree)
+    except ValidationError as error:
+        key = str(error.errors()[0]["loc"][0])
+        raise RunFileError((key,), f"{key} must be {_EXPECTED[key]}, got {tree[key]!r}") from None
+    settings = file.model_dump(exclude={"target", "sampler"}, exclude_none=True)
+    if "dtype" in settings:
+        settings["dtype"] = getattr(torch, settings["dtype"])
+    return Run(
+        target=_build(file.target, ("target",), targets(), "target"),
+        sampler=_build(file.sampler, ("sampler",), samplers(), "sampler"),
+        settings=settings,
+    )
+
+
+# ---------------------------------------------------------------------------- reading
+def _parse(text: str, file: str, places: dict[Key, str]) -> dict[str, Any]:
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RunFileError((), f"not valid YAML{line}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise RunFileError((), f"not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(tree, dict):
+        raise RunFileError((), "a run file is a mapping such as target: {name: …}")
+    _mark(node, (), file, places)
+    return tree
+
+
+def _mark(node: Any, key: Key, file: str, places: dict[Key, str]) -> None:
+    """Note the line of every key; a key given twice is an error, which YAML itself passes over."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for name, value in node.value:
+        inner = (*key, str(name.value))
+        place = f"{file}, line {name.start_mark.line + 1}"
+        if inner in places:
+            raise RunFileError(inner, f"{'.'.join(inner)} is given twice, again at {place}")
+        places[inner] = place
+        _mark(value, inner, file, places)
+
+
+def _override(tree: dict[str, Any], text: str, places: dict[Key, str]) -> None:
+    name, equals, raw = text.partition("=")
+    key = tuple(name.strip().split("."))
+    if not equals or not all(key):
+        raise RunFileError((), f"an override is key=value, such as sampler.step_size=0.02, got {text!r}")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        raise RunFileError((), f"the value of the override {text!r} is not valid YAML") from None
+    for depth, part in enumerate(key[:-1], start=1):
+        inner = tree.setdefault(part, {})
+        if isinstance(inner, str):  # sampler: MALA is short for sampler: {name: MALA}
+            inner = tree[part] = {"name": inner}
+        if not isinstance(inner, dict):
+            raise RunFileError(
+                key[:depth], f"{'.'.join(key[:depth])} is {inner!r}: it has no key {key[depth]}"
+            )
+        tree = inner
+    tree[key[-1]] = value
+    places[key] = f"-o {text}"
+
+
+def _prefixes(key: Key) -> list[Key]:
+    return [key[:n] for n in range(len(key), 0, -1)]
+
+
+# ---------------------------------------------------------------------------- names to objects
+Maker = Callable[..., Any]
+
+
+def targets() -> dict[str, Maker]:
+    """Name -> what makes the target: classes, their class methods, and functions that return one."""
+    import pysamp.targets as package
+
+    found: dict[str, Maker] = {}
+    for name, value in _public(package):
+        if inspect.ismodule(value) and value.__name__.startswith("pysamp.targets."):
+            inner = {f"{name}.{n}": v for n, v in _public(value) if made_by(v)}
+            found |= {n: v for n, v in inner.items() if v not in dict(_public(package)).values()}
+        elif made_by(value):
+            found[name] = value
+    for name, cls in [(n, v) for n, v in found.items() if inspect.isclass(v)]:
+        methods = inspect.getmembers(cls, inspect.ismethod)
+        found |= {f"{name}.{n}": m for n, m in methods if n[0] != "_" and made_by(m, cls)}
+    return found
+
+
+def _public(package: Any) -> list[tuple[str, Any]]:
+    names = getattr(package, "__all__", None) or [n for n in vars(package) if n[0] != "_"]
+    return [(name, getattr(package, name)) for name in names]
+
+
+def made_by(make: Any, owner: type | None = None) -> type | None:
+    """The class of target that a class, function or class method makes; None if it makes none."""
+    made = make
+    if inspect.isroutine(make):
+        made = _hints(make).get("return")
+        made = owner if made is typing.Self else made
+    concrete = inspect.isclass(made) and not inspect.isabstract(made)
+    ours = concrete and made.__module__.startswith("pysamp.targets")
+    return made if ours and _defines(made, "log_prob") else None
+
+
+def samplers() -> dict[str, Maker]:
+    """Name -> class of every public kernel (it has `step`) and sampler (sample takes a target)."""
+    import pysamp
+
+    found = {}
+    for name, value in _public(pysamp):
+        if inspect.isclass(value) and not getattr(value, "_is_protocol", False):
+            draws = _defines(value, "sample") and "target" in inspect.signature(value.sample).parameters
+            if draws or _defines(value, "step"):
+                found[name] = value
+    return found
+
+
+def _defines(cls: type, method: str) -> bool:
+    return callable(getattr(cls, method, None))
+
+
+def _build(spec: Any, key: Key, known: Mapping[str, Maker], kind: str) -> Any:
+    spec = {"name": spec} if isinstance(spec, str) else dict(spec)
+    where = ".".join(key)
+    if "name" not in spec:
+        raise RunFileError(key, f"{where}.name is missing: {kind}s are {', '.join(sorted(known))}")
+    name = spec.pop("name")
+    if name not in known:
+        raise RunFileError((*key, "name"), f"{where}.name: {unknown_name(kind, name, known)}")
+    make = known[name]
+    parameters = {
+        n: p
+        for n, p in inspect.signature(make).parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    hints = _hints(make)
+    given = {}
+    for parameter, value in spec.items():
+        inner = (*key, str(parameter))
+        if parameter not in parameters:
+            raise _unknown(inner, value, parameters)
+        given[parameter] = _convert(value, hints.get(parameter, Any), inner)
+    for parameter, p in parameters.items():
+        if p.default is p.empty and parameter not in given:
+            raise RunFileError(key, f"{where}.{parameter} is missing: {name}{inspect.signature(make)}")
+    try:
+        return make(**given)
+    except (ValueError, TypeError, OSError) as error:
+        named = [p for p in given if p in str(error).split()]
+        raise RunFileError((*key, *named[:1]), f"{where}: {error}") from error
+
+
+def _hints(make: Maker) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(make.__init__ if inspect.isclass(make) else make)  # type: ignore[misc]
+    except NameError:  # an annotation imported for the type checker only
+        return {}
+
+
+def _convert(value: Any, hint: Any, key: Key) -> Any:
+    """A value of the file as the type that the signature asks for."""
+    if isinstance(value, str) and hint is not str:
+        known = _parts()
+        if value in known:
+            return _build(value, key, known, "object")
+    if isinstance(value, dict) and "name" in value:
+        return _build(value, key, _parts(), "object")
+    try:
+        adapter = TypeAdapter(_adapt(hint), config=ConfigDict(arbitrary_types_allowed=True))
+        return adapter.validate_python(value)
+    except (ValidationError, ValueError):
+        raise RunFileError(
+            key, f"{'.'.join(key)} must be {_describe(hint)}, got {value!r}"
+        ) from None
+
+
+def _parts() -> dict[str, Maker]:
+    """What may stand inside another object: kernels, samplers, targets and networks."""
+    import pysamp.nets as nets
+
+    networks = {n: v for n, v in vars(nets).items() if inspect.isclass(v) and _defines(v, "forward")}
+    return {**networks, **targets(), **samplers()}
+
+
+def _adapt(hint: Any) -> Any:
+    if hint in (float, int, Tensor):
+        return {float: Float, int: Int, Tensor: Numbers}[hint]
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.Union[tuple(_adapt(a) for a in arguments)]  # noqa: UP007 - built at run time
+    return hint
+
+
+def _describe(hint: Any) -> str:
+    plain = {
+        int: "an integer",
+        float: "a number",
+        bool: "true or false",
+        str: "a string",
+        Tensor: "a list of numbers",
+        type(None): "null",
+    }
+    if hint in plain:
+        return plain[hint]
+    arguments = typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(a) for a in arguments)
+    if origin is Literal:
+        return " or ".join(map(str, arguments))
+    if origin in (tuple, list) or (inspect.isclass(origin) and issubclass(origin, Sequence)):
+        return "a list, each entry " + _describe(arguments[0]) if arguments else "a list"
+    if inspect.isclass(hint):
+        return f"a {hint.__name__}, written {{name: …}}"
+    return str(hint)
+
+
+# ---------------------------------------------------------------------------- near misses
+def nearest(word: Any, valid: Any) -> str | None:
+    """The valid word most like the one given, whatever its case."""
+    folded = {str(v).lower(): str(v) for v in valid}
+    close = difflib.get_close_matches(str(word).lower(), list(folded), 1, 0.5)
+    return folded[close[0]] if close else None
+
+
+def unknown_name(kind: str, name: Any, valid: Any) -> str:
+    """The sentence for a name that is not there."""
+    close = nearest(name, valid)
+    hint = f"did you mean {close}?" if close else f"valid are {', '.join(sorted(valid))}"
+    return f"unknown {kind} {name!r}; {hint}"
+
+
+def _unknown(key: Key, value: Any, valid: Any) -> RunFileError:
+    close = nearest(key[-1], valid)
+    hint = f"did you mean {close}?" if close else f"valid are {', '.join(map(str, valid))}"
+    return RunFileError(key, f"unknown key {'.'.join(key)} (value {value!r}); {hint}")

@@ -1,0 +1,472 @@
+"""The run folder: what was run, the draws, and where to go on, so that killing the process at any moment loses little and breaks nothing.
+
+    manifest.json             what is run and how far it is: "running", "done" or "failed"
+    draws.zarr/rank0/…        x (chain, draw, *event), log_prob (chain, draw); one group per part
+    checkpoint/rank0.safetensors   state of the walkers after the last draws that are safe
+    metrics.json              numbers of the finished run
+
+The chains are cut into contiguous parts, one for each process of the run that began. Arrays have their final length from the
+beginning and NaN where nothing was drawn; each append fills whole chunks, so nothing that a checkpoint counts on is ever
+rewritten. Order of a step: chunks, fsync, checkpoint to a temporary name, fsync, rename. What a crash leaves beyond the last
+checkpoint is drawn again, to the same bits. No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pysamp.describe import differences
+from pysamp.samples import (
+    Samples,
+    fsync,
+    join_tensors,
+    read_tensors,
+    replace_file,
+    split_tensors,
+)
+from pysamp.target import Target
+
+FORMAT = 1
+COSTS = ("evaluations", "gradients", "local_moves")
+COUNTS = ("nonfinite", *COSTS)  # summed over the steps; whatever else an Info reports is averaged
+
+
+# ------------------------------------------------------------------------------------- manifest
+def create(path: str | os.PathLike, config: dict[str, Any], parts: list[tuple[int, int]], **more: Any) -> None:
+    """Make a new run folder. `config` is what must agree for a resume; parts are (first_chain, count).
+
+    Raises FileExistsError as `check_free` does.
+    """
+    path = Path(path)
+    check_free(path, config)
+    with _full_disk(path, "nothing was drawn yet", "start again"):
+        (path / "checkpoint").mkdir(parents=True, exist_ok=True)
+        manifest = {
+            "format": FORMAT,
+            "status": "running",
+            "started": _now(),
+            "versions": versions(),
+            **more,
+            "config": config,
+            "parts": [list(part) for part in parts],
+        }
+        _write_json(path / "manifest.json", manifest)
+
+
+def check_free(path: str | os.PathLike, config: dict[str, Any]) -> None:
+    """Refuse a folder that holds something: another run (with the differences), this one, or no run."""
+    path = Path(path)
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise FileExistsError(f"out must be a folder, but {path} is a file")
+    if (path / "manifest.json").exists():
+        recorded = read_manifest(path)
+        lines = differences(recorded["config"], config)
+        if lines:
+            raise FileExistsError(
+                f"out={path} holds another run; choose a new folder. It differs in\n  "
+                + "\n  ".join(lines)
+            )
+        state = "is done" if recorded["status"] == "done" else "was begun"
+        raise FileExistsError(
+            f"out={path} holds this same run, which {state}: pysamp.resume({str(path)!r}) goes on "
+            "with it"
+        )
+    # What a crash before the first manifest leaves is ours to overwrite.
+    foreign = sorted(
+        p.name
+        for p in path.iterdir()
+        if p.name != "checkpoint" and not (p.name.startswith("manifest.") and p.suffix == ".tmp")
+    )
+    if foreign or any((path / "checkpoint").glob("*.safetensors")):
+        raise FileExistsError(
+            f"out={path} is not empty and holds no run (it has {', '.join(foreign[:3]) or 'checkpoint'})"
+        )
+
+
+def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
+    path = Path(path)
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is no run folder: it has no manifest.json") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path / 'manifest.json'} is damaged: {error}") from None
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has the run format {manifest.get('format')}, this pysamp reads {FORMAT}"
+        )
+    return manifest
+
+
+def update_manifest(path: str | os.PathLike, **changes: Any) -> None:
+    """Change entries of the manifest; None removes one."""
+    merged = {**read_manifest(path), **changes}
+    kept = {key: value for key, value in merged.items() if value is not None}
+    with _full_disk(Path(path), _SAFE):
+        _write_json(Path(path) / "manifest.json", kept)
+
+
+def restart(path: str | os.PathLike, parts: list[tuple[int, int]]) -> None:
+    """Forget draws and checkpoints, for another cut into parts: a run that was killed in warm-up.
+
+    Hold the locks of the old and of the new parts.
+    """
+    path = Path(path)
+    update_manifest(path, status="running", error=None, parts=[list(part) for part in parts])
+    for file in (path / "checkpoint").glob("rank*.safetensors*"):
+        file.unlink()
+    shutil.rmtree(path / "draws.zarr", ignore_errors=True)
+    with _full_disk(path, "nothing was drawn yet"):
+        zarr.create_group(path / "draws.zarr", zarr_format=3)
+
+
+def finish(path: str | os.PathLike) -> None:
+    """The run is done; what torn writes left is swept away."""
+    update_manifest(path, status="done", error=None, finished=_now())
+    for pattern in ("*.tmp", "checkpoint/*.tmp", "checkpoint/*.lock"):
+        for file in Path(path).glob(pattern):
+            file.unlink()
+
+
+def refuse_if_different(path: str | os.PathLike, recorded: Any, given: Any, what: str) -> None:
+    """Raise ValueError that prints every difference between two descriptions."""
+    if lines := differences(recorded, given, what):
+        raise ValueError(f"{path} was made with another {what}; it differs in\n  " + "\n  ".join(lines))
+
+
+def write_metrics(path: str | os.PathLike, numbers: dict[str, Any]) -> None:
+    """metrics.json: JSON-able numbers of the finished run."""
+    with _full_disk(Path(path), _SAFE):
+        _write_json(Path(path) / "metrics.json", numbers)
+
+
+def versions() -> dict[str, str]:
+    try:
+        own = version("pysamp")
+    except PackageNotFoundError:  # run from the source tree
+        own = "source"
+    return {
+        "pysamp": own,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "zarr": zarr.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    replace_file(path, lambda temporary: temporary.write_text(text))
+
+
+# ------------------------------------------------------------------------------------- tally
+@dataclass
+class Tally:
+    """What the kernels report of themselves, added up over the steps of a part."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    sums: dict[str, Tensor] = field(default_factory=dict)  # float64, on the CPU
+    once: dict[str, Any] = field(default_factory=dict)  # said once, such as the adapted scale
+
+    def add(self, values: dict[str, Tensor], steps: int) -> None:
+        """Add the report of `steps` steps: counts as they are, everything else as a mean over them."""
+        for key, value in values.items():
+            term = value.detach().to("cpu", torch.float64) * (1 if key in COUNTS else steps)
+            self.sums[key] = self.sums[key] + term if key in self.sums else term
+        self.steps += steps
+
+    def means(self) -> dict[str, Tensor]:
+        return {k: v if k in COUNTS else v / max(1, self.steps) for k, v in self.sums.items()}
+
+
+def merge_info(counts: list[int], tallies: list[Tally]) -> dict[str, Any]:
+    """One report for all chains from the chains and the tally of each part, in chain order.
+
+    Values with an entry for each chain are joined; of others, counts are added and means averaged
+    over chains. Evaluations, gradients and local moves come out as totals.
+    """
+    info: dict[str, Any] = {}
+    means = [tally.means() for tally in tallies]
+    total = sum(counts)
+    for key in means[0]:
+        values = [mean[key] for mean in means]
+        if all(v.ndim > 0 and v.shape[0] == n for v, n in zip(values, counts, strict=True)):
+            info[key] = torch.cat(values)
+        elif key in COUNTS:
+            info[key] = torch.stack(values).sum(0)
+        else:
+            shares = zip(values, counts, strict=True)
+            info[key] = torch.stack([v * (n / total) for v, n in shares]).sum(0)
+        if key in COSTS:
+            info[key] = int(info[key].sum())
+    info["seconds"] = max(tally.seconds for tally in tallies)
+    for key, value in tallies[0].once.items():
+        rows = [tally.once[key] for tally in tallies]
+        per_row = isinstance(value, Tensor) and value.ndim > 0
+        info[key] = torch.cat(rows) if per_row else value
+    return info
+
+
+# ------------------------------------------------------------------------------------- one part
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The walkers of a part after `n_draws` draws. `state` and `kernel` are trees of tensors and JSON."""
+
+    n_draws: int
+    state: dict[str, Any]
+    kernel: dict[str, Any]
+    tally: Tally
+
+
+def encode(checkpoint: Checkpoint) -> bytes:
+    """A checkpoint as one safetensors file."""
+    tree = {"n_draws": checkpoint.n_draws, "state": checkpoint.state, "kernel": checkpoint.kernel}
+    tree |= {"tally": vars(checkpoint.tally)}
+    tensors: dict[str, Tensor] = {}
+    header = split_tensors(tree, "run", tensors)
+    owned = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    return save(owned, {"run": json.dumps(header)})
+
+
+def decode(data: bytes) -> Checkpoint:
+    """The inverse of `encode`; tensors come back on the CPU."""
+    # The header of the format: its length as 8 bytes, then JSON.
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    tree = join_tensors(json.loads(metadata["run"]), "run", load(data))
+    return Checkpoint(tree["n_draws"], tree["state"], tree["kernel"], Tally(**tree["tally"]))
+
+
+def save_checkpoint(path: str | os.PathLike, part: int, checkpoint: Checkpoint) -> None:
+    content = encode(checkpoint)
+    with _full_disk(Path(path), _SAFE):
+        replace_file(_checkpoint_file(path, part), lambda temporary: temporary.write_bytes(content))
+
+
+def load_checkpoint(path: str | os.PathLike, part: int) -> Checkpoint | None:
+    """The last checkpoint of a part, on the CPU; None if there is none yet."""
+    file = _checkpoint_file(path, part)
+    return decode(file.read_bytes()) if file.exists() else None
+
+
+def save_start(path: str | os.PathLike, x0: Tensor) -> None:
+    """Keep the user's starting points: a run that is killed in warm-up begins again from them."""
+    content = save({"x0": x0.detach().cpu().contiguous().clone()})
+    with _full_disk(Path(path), "nothing was drawn yet"):
+        replace_file(Path(path) / "checkpoint" / "x0.safetensors", lambda t: t.write_bytes(content))
+
+
+def load_start(path: str | os.PathLike) -> Tensor | None:
+    file = Path(path) / "checkpoint" / "x0.safetensors"
+    return read_tensors(file)[0]["x0"] if file.exists() else None
+
+
+def _torn_checkpoints(path: Path, part: int) -> list[Path]:
+    return list((path / "checkpoint").glob(f"rank{part}.safetensors.*.tmp"))
+
+
+def _checkpoint_file(path: str | os.PathLike, part: int) -> Path:
+    return Path(path) / "checkpoint" / f"rank{part}.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Writer:
+    """The draws of one part: arrays on disk that `append` fills."""
+
+    path: Path
+    part: int
+    arrays: dict[str, zarr.Array]
+
+    def append(self, first: int, **values: Tensor) -> None:
+        """Write draws first, first + 1, … of the arrays named (chain, draws, *event), and make them safe.
+
+        `first`, and the number of draws unless they are the last, must be multiples of the chunk.
+        """
+        with _full_disk(self.path, _SAFE):
+            for name, value in values.items():
+                array, last = self.arrays[name], first + value.shape[1]
+                chunk = array.chunks[1]
+                if first % chunk or (last % chunk and last != array.shape[1]):
+                    raise ValueError(f"first must be a multiple of the chunk {chunk}, got {first}")
+                array[:, first:last] = value.detach().cpu().numpy()
+                folder = self.path / "draws.zarr" / f"rank{self.part}" / name / "c" / "0"
+                for k in range(first // chunk, -(-last // chunk)):
+                    # With one dimension less than two, k is the chunk itself and not a folder.
+                    for file in [folder / str(k), *(folder / str(k)).rglob("*")]:
+                        if file.exists():
+                            fsync(file)
+                fsync(folder)
+
+
+def open_part(
+    path: str | os.PathLike,
+    part: int,
+    first_chain: int,
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]],
+    chunk: int,
+    *,
+    new: bool,
+) -> Writer:
+    """The writer of a part; `shapes`: (chain, draw, *event) and dtype by array name.
+
+    Hold the lock of the part. `new` begins it afresh; otherwise half-written files of an earlier
+    process are removed.
+    """
+    path = Path(path)
+    with _full_disk(path, "nothing was drawn yet"):
+        folder = path / "draws.zarr" / f"rank{part}"
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+            group = zarr.create_group(
+                folder, zarr_format=3, attributes={"first_chain": first_chain}
+            )
+            for name, (shape, dtype) in shapes.items():
+                group.create_array(
+                    name,
+                    shape=shape,
+                    chunks=(shape[0], min(chunk, shape[1]), *shape[2:]),
+                    dtype=str(dtype).removeprefix("torch."),
+                    fill_value=float("nan"),  # zero would look like a draw
+                    compressors=None,  # mantissas of random numbers do not compress
+                    dimension_names=["chain", "draw", *(f"x_dim_{i}" for i in range(len(shape) - 2))],
+                )
+            for made in [folder.parent, folder.parent / "zarr.json", folder, *folder.rglob("*")]:
+                fsync(made)
+        for torn in [*folder.rglob("*.partial"), *_torn_checkpoints(path, part)]:
+            torn.unlink()
+        group = zarr.open_group(folder, mode="r+", zarr_format=3)
+        arrays = {name: group[name] for name in shapes}
+    return Writer(path, part, arrays)
+
+
+def save_whole(path: str | os.PathLike, samples: Samples, block_bytes: int) -> None:
+    """Write draws that were made in one go, and finish the run. Hold the lock of part 0."""
+    path = Path(path)
+    x = samples.x
+    restart(path, [(0, samples.n_chains)])
+    values = {"x": x, "log_prob": samples.log_prob}
+    if samples.log_weight is not None:
+        values["log_weight"] = samples.log_weight
+    chunk = max(1, block_bytes // max(1, x[:, :1].numel() * x.element_size()))
+    shapes = {name: (tuple(value.shape), value.dtype) for name, value in values.items()}
+    writer = open_part(path, 0, 0, shapes, chunk, new=True)
+    for first in range(0, samples.n_draws, chunk):
+        writer.append(first, **{k: v[:, first : first + chunk] for k, v in values.items()})
+    tally = Tally(once=samples.info, seconds=float(samples.info.get("seconds", 0.0)))
+    save_checkpoint(path, 0, Checkpoint(samples.n_draws, {}, {}, tally))
+    finish(path)
+
+
+@contextmanager
+def lock(path: str | os.PathLike, part: int) -> Iterator[None]:
+    """Hold a part for writing. The kernel frees the lock when the process dies, however it dies.
+
+    Raises RuntimeError if another process holds it.
+    """
+    file = Path(path) / "checkpoint" / f"rank{part}.lock"
+    with open(file, "a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            who = handle.read().strip() or "unknown"
+            raise RuntimeError(f"{path} is being written by another process ({who})") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            # A file system without locks: the run goes on, as it did before there was a lock.
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {platform.node()}")
+        handle.flush()
+        yield
+
+
+# ------------------------------------------------------------------------------------- reading
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """x of all parts on disk, in chain order: `samples.Stored`."""
+
+    arrays: list[zarr.Array]
+    shape: tuple[int, ...]
+
+    def read(self, first: int, last: int) -> Tensor:
+        return _join(self.arrays, first, last)
+
+
+def _join(arrays: list[zarr.Array], first: int, last: int) -> Tensor:
+    return torch.cat([torch.from_numpy(np.asarray(a[:, first:last])) for a in arrays])
+
+
+def read(path: str | os.PathLike, target: Target | None = None) -> Samples:
+    """The Samples of a run folder, finished or not: the draws that all parts have. x is read when used.
+
+    Raises ValueError if there are none yet.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    parts = manifest["parts"]
+    checkpoints = [load_checkpoint(path, part) for part in range(len(parts))]
+    saved = [c for c in checkpoints if c is not None]
+    n_draws = min((c.n_draws for c in saved), default=0) if len(saved) == len(parts) else 0
+    if n_draws == 0:
+        raise ValueError(f"{path} holds no draws yet (status: {manifest['status']})")
+    root = zarr.open_group(path / "draws.zarr", mode="r", zarr_format=3)
+    groups = [root[f"rank{part}"] for part in range(len(parts))]
+    x = [group["x"] for group in groups]
+    n_chains = sum(count for _, count in parts)
+    weight = None
+    if "log_weight" in groups[0]:
+        weight = _join([group["log_weight"] for group in groups], 0, n_draws)
+    info = {
+        **manifest.get("info", {}),
+        **merge_info([count for _, count in parts], [c.tally for c in saved]),
+    }
+    return Samples(
+        x=_Parts(x, (n_chains, n_draws, *x[0].shape[2:])),  # type: ignore[arg-type]
+        log_prob=_join([group["log_prob"] for group in groups], 0, n_draws),
+        log_weight=weight,
+        info=info,
+        target=target,
+    )
+
+
+_SAFE = "the last checkpoint is whole"
+
+
+@contextmanager
+def _full_disk(path: Path, state: str, then: str = "") -> Iterator[None]:
+    """Say what a full disk means for the run."""
+    then = then or f"pysamp.resume({str(path)!r}) goes on"
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno,
+            f"no space left while writing the run folder {path}; {state}: make room, then {then}",
+        ) from error
