@@ -127,22 +127,21 @@ template <template <class> class E, class S, bool adjusted> struct Langevin {
       const uint32_t stream = uint32_t(pysamp_streams::LANGEVIN) << 24;
       const R log_u = draw<true>(g, key, uint32_t(c.step + t), stream, n, z);
       const R noise = sqrt_rn(h * S(2));
-      g.each(n, [&](int64_t i) { y[i] = (x[i] + h * s[i]) + noise * z[i]; });
+      g.each(n, [&](int64_t i) INLINE { y[i] = (x[i] + h * s[i]) + noise * z[i]; });
       const R ly = p.log_prob_and_score(g, y, sy);
       R r = R{};
       if (adjusted) {
-        const R there = g.sum(n, [&](int64_t i) { return z[i] * z[i]; });
-        const R back = g.sum(n, [&](int64_t i) {
-          const R d = (x[i] - y[i]) - h * sy[i];
-          return d * d;
-        });
-        r = (ly - lp) + (there * S(0.5) - back / (h * S(4)));
+        const R inverse = S(1) / (h * S(4));
+        r = (ly - lp) + g.sum(n, [&](int64_t i) INLINE {  // ln of the ratio of proposal densities
+              const R d = (x[i] - y[i]) - h * sy[i];
+              return z[i] * z[i] * S(0.5) - d * d * inverse;
+            });
       } else {
         r = ly - ly;  // NaN where log p is not finite: the step is refused and counted
       }
       const auto finite = is_finite_ratio(r);
       const auto move = adjusted ? (log_u < r) & finite : finite;
-      g.each(n, [&](int64_t i) {
+      g.each(n, [&](int64_t i) INLINE {
         x[i] = select(move, y[i], x[i]);
         s[i] = select(move, sy[i], s[i]);
       });
@@ -186,27 +185,27 @@ template <template <class> class E, class S> struct Hmc {
     for (int64_t t = 0; t < c.n_steps; ++t) {
       const uint32_t stream = uint32_t(pysamp_streams::MOMENTUM) << 24;
       const R log_u = draw<true>(g, key, uint32_t(c.step + t), stream, n, p);
-      const R before = g.sum(n, [&](int64_t i) { return p[i] * p[i]; });
-      g.each(n, [&](int64_t i) {
+      const R before = g.sum(n, [&](int64_t i) INLINE { return p[i] * p[i]; });
+      g.each(n, [&](int64_t i) INLINE {
         p[i] = p[i] + half * s[i];
         y[i] = x[i] + step * p[i];
       });
       for (int64_t l = 1; l < c.n_leapfrog; ++l) {
         post.score(g, y, sy);
-        g.each(n, [&](int64_t i) {
+        g.each(n, [&](int64_t i) INLINE {
           p[i] = p[i] + step * sy[i];
           y[i] = y[i] + step * p[i];
         });
       }
       const R ly = post.log_prob_and_score(g, y, sy);
-      const R after = g.sum(n, [&](int64_t i) {
+      const R after = g.sum(n, [&](int64_t i) INLINE {
         const R last = p[i] + half * sy[i];
         return last * last;
       });
       const R r = (ly - lp) + (before - after) * S(0.5);
       const auto finite = is_finite_ratio(r);
       const auto move = (log_u < r) & finite;
-      g.each(n, [&](int64_t i) {
+      g.each(n, [&](int64_t i) INLINE {
         x[i] = select(move, y[i], x[i]);
         s[i] = select(move, sy[i], s[i]);
       });
@@ -243,11 +242,11 @@ template <template <class> class E, class S> struct Metropolis {
     for (int64_t t = 0; t < c.n_steps; ++t) {
       const uint32_t stream = uint32_t(pysamp_streams::METROPOLIS) << 24;
       const R log_u = draw<false>(g, key, uint32_t(c.step + t), stream, n, u);
-      g.each(n, [&](int64_t i) { y[i] = x[i] + width * (u[i] * S(2) - S(1)); });
+      g.each(n, [&](int64_t i) INLINE { y[i] = x[i] + width * (u[i] * S(2) - S(1)); });
       const R ly = p.log_prob(g, y), r = ly - lp;
       const auto finite = is_finite_ratio(r);
       const auto move = (log_u < r) & finite;
-      g.each(n, [&](int64_t i) { x[i] = select(move, y[i], x[i]); });
+      g.each(n, [&](int64_t i) INLINE { x[i] = select(move, y[i], x[i]); });
       lp = select(move, ly, lp);
       accept = accept + acceptance(r, finite);
       nonfinite = nonfinite + select(finite, R{}, R{} + S(1));
@@ -292,7 +291,7 @@ template <template <class> class E, class S> struct Sites {
       for (int colour = 0; colour < colours.n; ++colour) {
         const int64_t begin = colours.start[colour], end = colours.start[colour + 1];
         const int64_t first = begin / per_block;
-        g.each((end + per_block - 1) / per_block - first, [&](int64_t k) {
+        g.each((end + per_block - 1) / per_block - first, [&](int64_t k) INLINE {
           const Block<R> block = g.block(key, uint32_t(first + k), uint32_t(c.step + t), stream);
           R u[G::kSize];
           block.uniforms(u);

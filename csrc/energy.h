@@ -33,7 +33,7 @@ template <class E, class R> struct Posterior {
   const R* centre;
 
   template <class G> HD R tilt(const G& g, const R* x) const {
-    return half_precision * g.sum(n, [&](int64_t i) {
+    return half_precision * g.sum(n, [&](int64_t i) INLINE {
       const R d = x[i] - centre[i];
       return d * d;
     });
@@ -44,8 +44,8 @@ template <class E, class R> struct Posterior {
     return tilted ? lp - tilt(g, x) : lp;
   }
   template <class G> HD void finish_score(const G& g, const R* x, R* s) const {
-    if (tempered) g.each(n, [&](int64_t i) { s[i] = beta * s[i]; });
-    if (tilted) g.each(n, [&](int64_t i) { s[i] = s[i] - precision * (x[i] - centre[i]); });
+    if (tempered) g.each(n, [&](int64_t i) INLINE { s[i] = beta * s[i]; });
+    if (tilted) g.each(n, [&](int64_t i) INLINE { s[i] = s[i] - precision * (x[i] - centre[i]); });
   }
   template <class G> HD void score(const G& g, const R* x, R* s) const {
     energy.score(g, x, s);

@@ -156,14 +156,14 @@ template <class S, int G> struct ThreadGroup {
     if (valid && lane() == 0) p[row * per_row + index] = v;
   }
   __device__ void load(const S* p, int64_t n, S* out) const {
-    each(n, [&](int64_t i) { out[i] = p[row * n + i]; });
+    each(n, [&](int64_t i) INLINE { out[i] = p[row * n + i]; });
   }
   __device__ void store(S* p, int64_t index, int64_t per_row, int64_t n, const S* v) const {
     if (!valid) return;
     S* out = p + (row * per_row + index) * n;
     for (int64_t i = lane(); i < n; i += G) out[i] = v[i];
   }
-  __device__ Block<S> block(Key key, uint32_t index, uint32_t step, uint32_t stream) const {
+  __device__ Block<S> block(const Key& key, uint32_t index, uint32_t step, uint32_t stream) const {
     return make_block(philox(key, index, chain(), step, stream), S());
   }
 };
@@ -302,7 +302,18 @@ template <class S> struct LaneGroup {
   }
   template <class F> HD Real sum_any(int64_t n, F f) const {  // where no decision hangs on the order
     Real total = f(0);
-    for (int64_t i = 1; i < n; ++i) total = total + f(i);
+    int64_t i = 1;
+    if (n >= 8) {  // four sums at once hide the latency of the additions
+      Real a = f(1), b = f(2), c = f(3);
+      for (i = 4; i + 4 <= n; i += 4) {
+        total = total + f(i);
+        a = a + f(i + 1);
+        b = b + f(i + 2);
+        c = c + f(i + 3);
+      }
+      total = (total + a) + (b + c);
+    }
+    for (; i < n; ++i) total = total + f(i);
     return total;
   }
   Real total(Real count) const { return count; }
@@ -340,7 +351,7 @@ template <class S> struct LaneGroup {
       }
     }
   }
-  HD Block<Real> block(Key key, uint32_t index, uint32_t step, uint32_t stream) const {
+  HD Block<Real> block(const Key& key, uint32_t index, uint32_t step, uint32_t stream) const {
     const HalfWords even = philox_chains(key, index, chain_even, step, stream);
     if constexpr (sizeof(S) == 8)
       return make_block(even);
@@ -385,14 +396,14 @@ void run_chains(const Device&, int64_t n_rows, int64_t first_chain, int64_t n, i
 HD int64_t padded(int64_t n) { return (n + 3) / 4 * 4 + 4; }
 
 template <bool gaussian, class G>
-HD typename G::Real draw(const G& g, Key key, uint32_t step, uint32_t stream, int64_t n,
+HD typename G::Real draw(const G& g, const Key& key, uint32_t step, uint32_t stream, int64_t n,
                          typename G::Real* z) {
   using R = typename G::Real;
   constexpr int K = G::kSize;
   const int64_t next = gaussian ? (n + 1) / 2 * 2 : n;  // Box–Muller numbers come in pairs
   const int64_t blocks = (n + K - 1) / K, last = next / K;
   R* threshold = z + (padded(n) - 1);
-  g.each(last < blocks ? blocks : last + 1, [&](int64_t b) {
+  g.each(last < blocks ? blocks : last + 1, [&](int64_t b) INLINE {
     const Block<R> block = g.block(key, uint32_t(b), step, stream);
     R v[K];
     if (b < blocks) {

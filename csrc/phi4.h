@@ -57,16 +57,16 @@ template <class S> struct Phi4 {
   }
 
   template <class G> HD typename G::Real log_prob(const G& g, const typename G::Real* x) const {
-    return -g.sum(n, [&](int64_t i) { return site(x[i], laplace(x, i)); });
+    return -g.sum(n, [&](int64_t i) INLINE { return site(x[i], laplace(x, i)); });
   }
   template <class G>
   HD void score(const G& g, const typename G::Real* x, typename G::Real* s) const {
-    g.each(n, [&](int64_t i) { s[i] = site_score(x[i], laplace(x, i)); });
+    g.each(n, [&](int64_t i) INLINE { s[i] = site_score(x[i], laplace(x, i)); });
   }
   template <class G>
   HD typename G::Real log_prob_and_score(const G& g, const typename G::Real* x,
                                          typename G::Real* s) const {
-    return -g.sum(n, [&](int64_t i) {
+    return -g.sum(n, [&](int64_t i) INLINE {
       const auto l = laplace(x, i);
       s[i] = site_score(x[i], l);
       return site(x[i], l);

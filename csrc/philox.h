@@ -13,25 +13,44 @@ namespace PYSAMP_NS {
 inline constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 inline constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
 
+// The key with its schedule of ten rounds. CUDA adds as it goes; the CPU reads the sums, which its vector
+// instructions can broadcast from memory at no cost.
 struct Key {
-  uint32_t k0, k1;
+#ifdef __CUDACC__
+  uint32_t start0, start1;
+  HD uint32_t k0(int round) const { return start0 + uint32_t(round) * kPhiloxW0; }
+  HD uint32_t k1(int round) const { return start1 + uint32_t(round) * kPhiloxW1; }
+#else
+  uint64_t round0[10], round1[10];
+  HD uint64_t k0(int round) const { return round0[round]; }
+  HD uint64_t k1(int round) const { return round1[round]; }
+#endif
 };
-HD Key make_key(uint64_t seed) { return {uint32_t(seed), uint32_t(seed >> 32)}; }
+HD Key make_key(uint64_t seed) {
+  Key key;
+#ifdef __CUDACC__
+  key.start0 = uint32_t(seed), key.start1 = uint32_t(seed >> 32);
+#else
+  for (uint32_t r = 0; r < 10; ++r) {
+    key.round0[r] = uint32_t(uint32_t(seed) + r * kPhiloxW0);
+    key.round1[r] = uint32_t(uint32_t(seed >> 32) + r * kPhiloxW1);
+  }
+#endif
+  return key;
+}
 
 template <class W> struct Words {
   W w0, w1, w2, w3;
 };
 
-HD Words<uint32_t> philox(Key key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
+HD Words<uint32_t> philox(const Key& key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
 #pragma unroll
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t(kPhiloxM0) * c0, p1 = uint64_t(kPhiloxM1) * c2;
-    c0 = uint32_t(p1 >> 32) ^ c1 ^ key.k0;
+    c0 = uint32_t(p1 >> 32) ^ c1 ^ uint32_t(key.k0(round));
     c1 = uint32_t(p1);
-    c2 = uint32_t(p0 >> 32) ^ c3 ^ key.k1;
+    c2 = uint32_t(p0 >> 32) ^ c3 ^ uint32_t(key.k1(round));
     c3 = uint32_t(p0);
-    key.k0 += kPhiloxW0;
-    key.k1 += kPhiloxW1;
   }
   return {c0, c1, c2, c3};
 }
@@ -122,47 +141,31 @@ struct HalfWords {
 
 HD U64 broadcast(uint64_t x) { return U64{} + x; }
 
-HD HalfWords philox(Key key, U64 c0, U64 c1, U64 c2, U64 c3) {
+HD HalfWords philox(const Key& key, U64 c0, U64 c1, U64 c2, U64 c3, int first_round = 0) {
   const U64 m0 = broadcast(kPhiloxM0), m1 = broadcast(kPhiloxM1);
 #pragma GCC unroll 10
-  for (int round = 0; round < 10; ++round) {
+  for (int round = first_round; round < 10; ++round) {
     const U64 p0 = multiply_low(c0, m0), p1 = multiply_low(c2, m1);
-    c0 = xor3(p1 >> 32, c1, broadcast(key.k0));
+    c0 = xor3(p1 >> 32, c1, broadcast(key.k0(round)));
     c1 = p1;
-    c2 = xor3(p0 >> 32, c3, broadcast(key.k1));
+    c2 = xor3(p0 >> 32, c3, broadcast(key.k1(round)));
     c3 = p0;
-    key.k0 += kPhiloxW0;
-    key.k1 += kPhiloxW1;
   }
   return {c0, c1, c2, c3};
 }
 
 // Lanes that share block, step and stream and differ in the chain: the first round and half of the
 // second act on numbers that all lanes share.
-HD HalfWords philox_chains(Key key, uint32_t block, U64 chain, uint32_t step, uint32_t stream) {
+HD HalfWords philox_chains(const Key& key, uint32_t block, U64 chain, uint32_t step,
+                           uint32_t stream) {
   const uint64_t p0 = uint64_t(kPhiloxM0) * block, p1 = uint64_t(kPhiloxM1) * step;
-  U64 c0 = chain ^ broadcast(uint32_t(p1 >> 32) ^ key.k0);
-  const uint32_t c1 = uint32_t(p1), c2 = uint32_t(p0 >> 32) ^ stream ^ key.k1, c3 = uint32_t(p0);
-  key.k0 += kPhiloxW0;
-  key.k1 += kPhiloxW1;
+  const U64 c0 = chain ^ broadcast((p1 >> 32) ^ key.k0(0));
+  const uint32_t c1 = uint32_t(p1), c2 = uint32_t(p0 >> 32) ^ stream ^ uint32_t(key.k1(0)),
+                 c3 = uint32_t(p0);
   const U64 q0 = multiply_low(c0, broadcast(kPhiloxM0));
   const uint64_t q1 = uint64_t(kPhiloxM1) * c2;
-  c0 = broadcast(uint32_t(q1 >> 32) ^ c1 ^ key.k0);
-  U64 d1 = broadcast(uint32_t(q1)), d2 = (q0 >> 32) ^ broadcast(c3 ^ key.k1), d3 = q0;
-  key.k0 += kPhiloxW0;
-  key.k1 += kPhiloxW1;
-  const U64 m0 = broadcast(kPhiloxM0), m1 = broadcast(kPhiloxM1);
-#pragma GCC unroll 8
-  for (int round = 2; round < 10; ++round) {
-    const U64 r0 = multiply_low(c0, m0), r1 = multiply_low(d2, m1);
-    c0 = xor3(r1 >> 32, d1, broadcast(key.k0));
-    d1 = r1;
-    d2 = xor3(r0 >> 32, d3, broadcast(key.k1));
-    d3 = r0;
-    key.k0 += kPhiloxW0;
-    key.k1 += kPhiloxW1;
-  }
-  return {c0, d1, d2, d3};
+  return philox(key, broadcast((q1 >> 32) ^ c1 ^ key.k0(1)), broadcast(q1),
+                (q0 >> 32) ^ broadcast(c3 ^ key.k1(1)), q0, 2);
 }
 
 HD Block<F32> make_block(const HalfWords& even, const HalfWords& odd) {

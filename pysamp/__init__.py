@@ -1,7 +1,89 @@
-"""Sampling of unnormalised densities in statistical physics and Bayesian inference."""
+"""Sampling of unnormalised densities in statistical physics and Bayesian inference.
 
-import torch as _torch  # noqa: F401  first: the extensions then share its OpenMP runtime
+    import pysamp as ps
 
-from pysamp._native import backend
+    target = ps.targets.Phi4Chain(n_sites=100, h=0.0025)
+    samples = ps.sample(target, ps.MALA(), n_chains=256, n_draws=500, warmup=500)
+    print(samples.summary())
+
+Names are imported when they are first used, so that the command line starts at once. `_native`, the
+only module that imports compiled code, imports torch first: both then share one OpenMP runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pysamp import exact, metrics, rng, targets
+    from pysamp._native import backend, include_path
+    from pysamp.check import check_target
+    from pysamp.doctor import doctor
+    from pysamp.mcmc import HMC, MALA, ULA, Metropolis, Multiplicative, ParallelTempering
+    from pysamp.sample import resume, sample
+    from pysamp.samples import Samples
+    from pysamp.target import Boltzmann, Counted, NativeEnergy, Tempered, Tilted
+
+_MODULES = ("exact", "metrics", "rng", "targets")
+_HOME = {
+    "backend": "_native",
+    "include_path": "_native",
+    "check_target": "check",
+    "doctor": "doctor",
+    "HMC": "mcmc",
+    "MALA": "mcmc",
+    "ULA": "mcmc",
+    "Metropolis": "mcmc",
+    "Multiplicative": "mcmc",
+    "ParallelTempering": "mcmc",
+    "resume": "sample",
+    "sample": "sample",
+    "Samples": "samples",
+    "Boltzmann": "target",
+    "Counted": "target",
+    "NativeEnergy": "target",
+    "Tempered": "target",
+    "Tilted": "target",
+}
+
+__all__ = [
+    "Boltzmann",
+    "Counted",
+    "HMC",
+    "MALA",
+    "Metropolis",
+    "Multiplicative",
+    "NativeEnergy",
+    "ParallelTempering",
+    "Samples",
+    "Tempered",
+    "Tilted",
+    "ULA",
+    "backend",
+    "check_target",
+    "doctor",
+    "exact",
+    "include_path",
+    "metrics",
+    "resume",
+    "rng",
+    "sample",
+    "targets",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"pysamp.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"pysamp.{_HOME[name]}"), name)
+        globals()[name] = value  # also where a submodule has the same name, as `sample`
+        return value
+    raise AttributeError(f"module 'pysamp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import pathlib
 import platform
 import warnings
 from collections.abc import Iterator
@@ -115,6 +116,13 @@ def module_for(device: torch.device) -> ModuleType | None:
     if _backend != "native":
         return None
     return {"cpu": _cpu, "cuda": _cuda}.get(device.type)
+
+
+def include_path() -> str:
+    """Folder of the C++ headers, for a user's own native target (examples/native_target)."""
+    here = pathlib.Path(__file__).resolve().parent
+    installed = here / "include"
+    return str(installed if installed.is_dir() else here.parent / "csrc")
 
 
 def info() -> dict[str, str | bool | None]:

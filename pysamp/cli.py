@@ -7,12 +7,13 @@ torch is imported inside the commands, so that help and misspelt arguments answe
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +33,6 @@ app = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder to write.")]
 
 
 class Failed(Exception):
@@ -95,12 +95,11 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-@contextmanager
-def _interruptible(out: Path | str | None) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Failed(f"interrupted; go on with: pysamp resume {out}") from None
+def _report(report: dict[str, Any], text: Callable[[dict[str, Any]], str], as_json: bool) -> None:
+    if as_json:
+        _say_json(report)
+    else:
+        _say(text(report))
 
 
 @app.callback()
@@ -113,34 +112,30 @@ def _options(
 # ---------------------------------------------------------------------------- commands
 @app.command()
 def doctor(as_json: AsJson = False) -> int:
-    """Check this installation: what was found, and each native kernel against its torch definition."""
-    from pysamp import doctor as module
+    """Check this installation: versions, devices, native kernels."""
+    from pysamp.doctor import doctor, text
 
-    report = module.doctor()
-    if as_json:
-        _say_json(report)
-    else:
-        _say(module.text(report))
+    report = doctor()
+    _report(report, text, as_json)
     return 0 if report["ok"] else 1
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where it is written.")] = Path(
-        "runs/phi4-demo"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="The folder to write.")
+    ] = Path("runs/phi4-demo"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random number.")] = 0,
     as_json: AsJson = False,
 ) -> int:
-    """The two phases of a φ⁴ chain: plain MALA fails and says so, parallel tempering gets them right."""
-    from pysamp import demo as module
+    """A sampler that fails, its cure, and the exact answer."""
+    from pysamp.demo import demo, text
 
-    with _interruptible(out):
-        report = module.demo(out, seed=seed)
-    if as_json:
-        _say_json(report)
-    else:
-        _say(module.text(report))
+    try:
+        report = demo(out, seed=seed)
+    except KeyboardInterrupt:
+        raise Failed("interrupted; start again with: pysamp demo") from None
+    _report(report, text, as_json)
     return 0 if report["ok"] else 1
 
 
@@ -149,45 +144,55 @@ def run(
     file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The run file.")],
     override: Annotated[
         list[str] | None,
-        typer.Option("-o", metavar="KEY=VALUE", help="E.g. -o sampler.step_size=0.02; may repeat."),
+        typer.Option("-o", metavar="KEY=VALUE", help="E.g. sampler.step_size=0.02; may repeat."),
     ] = None,
-    out: Out = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The run folder; default: runs/ and FILE's name."),
+    ] = None,
 ) -> int:
-    """Draw what a run file describes, into a run folder, and print the summary."""
-    from pysamp import sample
+    """Draw what a run file describes."""
     from pysamp.runfile import load
+    from pysamp.sample import sample
 
     described = load(file, override or ())
     settings = dict(described.settings)
-    folder = out or Path(settings.pop("out", Path("runs") / file.stem))
-    with _interruptible(folder):
+    named = settings.pop("out", None)
+    folder = out or Path(named or Path("runs") / file.stem)
+    with _resumable(folder):
         samples = sample(described.target, described.sampler, **settings, out=folder)
-    _conclude(samples, folder)
-    return 0
+    return _conclude(samples, folder)
 
 
 @app.command()
 def resume(folder: Folder) -> int:
-    """Go on with an interrupted run from its last checkpoint, to the same bits."""
-    from pysamp import resume
+    """Go on with an interrupted run, to the same bits."""
+    from pysamp.sample import resume
 
-    with _interruptible(folder):
+    with _resumable(folder):
         samples = resume(folder)
-    _conclude(samples, folder)
-    return 0
+    return _conclude(samples, folder)
 
 
-def _conclude(samples: Any, folder: Path) -> None:
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Failed(f"interrupted; go on with: pysamp resume {folder}") from None
+
+
+def _conclude(samples: Any, folder: Path) -> int:
     _say(str(samples.summary()))
-    _say(f"run saved: {folder}   (figure: pysamp plot {folder})")
+    _say(f"saved       {folder}   (figure: pysamp plot {folder})")
+    return 0
 
 
 @app.command()
 def summary(folder: Folder, as_json: AsJson = False) -> int:
-    """The table and the verdict of a run, finished or not."""
+    """Table and verdict of a run, finished or not."""
     samples, manifest = _opened(folder)
-    result = samples.summary()
-    status = manifest["status"]
+    result, status = samples.summary(), manifest["status"]
     if as_json:
         _say_json({"folder": str(folder), "status": status, **result.to_dict()})
         return 0
@@ -202,10 +207,10 @@ def plot(
     folder: Folder,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Default: DIR/summary.png; .pdf and .svg too."),
+        typer.Option("--out", metavar="FILE", help="Default: DIR/summary.png; or .pdf, .svg."),
     ] = None,
 ) -> int:
-    """One figure of a run: traces, marginals, weights of modes, autocorrelation."""
+    """One figure of a run: traces, marginals, modes, autocorrelation."""
     from pysamp.plots import plot_samples
 
     samples, _ = _opened(folder)
@@ -234,35 +239,42 @@ def bench(
     as_json: AsJson = False,
 ) -> int:
     """Native kernels against pure torch on this machine."""
-    from pysamp import quickbench
+    from pysamp.quickbench import main as bench
+    from pysamp.quickbench import text
 
-    report = quickbench.main()
-    if as_json:
-        _say_json(report)
-    else:
-        _say(quickbench.text(report))
+    _report(bench(), text, as_json)
     return 0
 
 
 @app.command()
 def targets() -> int:
-    """The built-in targets: parameters, formula, native kernels, exact answers."""
+    """The built-in targets and what is known of them."""
     from pysamp import runfile
 
     for name, make in sorted(runfile.targets().items()):
-        entry = runfile.describe_target(name, make)
-        _say(f"{entry.call}")
-        _say(f"    {entry.formula}")
-        _say(f"    native: {'yes' if entry.native else 'no'}   exact: {', '.join(entry.exact) or 'none'}")
+        _say(f"{name}{_parameters(make)}")
+        paragraphs = (inspect.getdoc(make) or "").split("\n\n")
+        shown = paragraphs[:2] if paragraphs[0].endswith(":") else paragraphs[:1]  # with its formula
+        for line in "\n".join(shown).splitlines():
+            _say(f"    {line}")
+        _say(f"    [{'; '.join(runfile.capabilities(runfile.made_by(make))) or 'log p only'}]\n")
     return 0
+
+
+def _parameters(make: Any) -> str:
+    parts = []
+    for p in inspect.signature(make).parameters.values():
+        parts.append(p.name if p.default is p.empty else f"{p.name}={p.default!r}")
+    return f"({', '.join(parts)})"
 
 
 @app.command()
 def cite(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="Sampler, target or module.")],
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="A sampler, target or module.")],
 ) -> int:
     """The papers behind a method, as its module states them."""
     from pysamp import runfile
 
-    _say(runfile.citation(method))
+    module, about = runfile.citation(method)
+    _say(f"{method}: {module}\n\n{about}")
     return 0

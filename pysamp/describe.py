@@ -1,8 +1,9 @@
-"""Targets and samplers as JSON, and back: how a run folder knows what was run without pickling anything.
+"""Targets and samplers as JSON, and back: how a run folder knows what was run without pickling.
 
-A frozen dataclass becomes its class path and its fields. Numbers survive exactly (Python writes the shortest decimal that
-reads back to the same bits). Rebuilding imports from the pysamp namespace only, so opening a folder never runs foreign code;
-what cannot be rebuilt (a function, a network, a user's own class) is recorded by name and digest, to be compared.
+A frozen dataclass becomes its class path and its fields. Numbers survive exactly: Python writes the
+shortest decimal that reads back to the same bits. Rebuilding imports from the pysamp namespace
+only, so opening a folder never runs foreign code; what cannot be rebuilt (a function, a network, a
+user's own class) is recorded by name and digest, to be compared.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysamp.target import _Digest
+from pysamp.fingerprint import Digest
 
-MAX_NUMBERS = 1_000_000  # a larger tensor is recorded by its digest: the manifest stays a text to read
+MAX_NUMBERS = (
+    1_000_000  # a larger tensor is recorded by its digest: the manifest stays a text to read
+)
 
 
-class NotRebuildable(ValueError):
+class NotRebuildableError(ValueError):
     """A description that holds something from outside pysamp."""
 
 
@@ -54,7 +57,7 @@ def describe(value: Any) -> Any:
 
 def digest(value: Any) -> str:
     """sha256 of the content of a value, by the rules of `target.fingerprint`."""
-    content = _Digest()
+    content = Digest()
     content.add(value)
     return content.hash.hexdigest()
 
@@ -62,7 +65,7 @@ def digest(value: Any) -> str:
 def rebuild(tree: Any, where: str = "") -> Any:
     """The object that `describe` described.
 
-    Raises NotRebuildable, naming the part, if it is not made of pysamp's own dataclasses.
+    Raises NotRebuildableError, naming the part, if it is not made of pysamp's own dataclasses.
     """
     if tree is None or isinstance(tree, (bool, int, float, str)):
         return tree
@@ -89,7 +92,12 @@ def rebuild(tree: Any, where: str = "") -> Any:
             for name, item in tree["fields"].items()
         }
         return cls(**fields)
-    raise NotRebuildable(f"{where or 'it'} is {tree.get('opaque', 'unknown')}, from outside pysamp")
+    raise _foreign(where, tree.get("opaque", "of an unknown kind"))
+
+
+def _foreign(where: str, path: str) -> NotRebuildableError:
+    name = path.replace(":", ".")
+    return NotRebuildableError(f"{where or 'it'} is {name}, from outside pysamp")
 
 
 def differences(recorded: Any, given: Any, key: str = "") -> list[str]:
@@ -113,7 +121,7 @@ def _short(value: Any) -> str:
 
 
 def _arguments(value: Any) -> list[dataclasses.Field]:
-    """Fields that make the object: not those it computes, nor counters and caches left out of ==."""
+    """Fields that make the object: not what it computes, nor counters and caches left out of ==."""
     optional = dataclasses.MISSING
     return [
         f
@@ -126,13 +134,15 @@ def _own_class(path: str, where: str) -> type:
     """A dataclass by its path, from the pysamp namespace and nowhere else."""
     module_name, _, name = path.partition(":")
     if module_name.split(".")[0] != "pysamp" or not name.isidentifier():
-        raise NotRebuildable(f"{where or 'it'} is {path.replace(':', '.')}, from outside pysamp")
+        raise _foreign(where, path)
     try:
         cls = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
-        raise NotRebuildable(f"this version of pysamp has no {module_name}.{name}") from error
-    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == module_name):
-        raise NotRebuildable(f"{module_name}.{name} is not a dataclass of pysamp")
+        raise NotRebuildableError(f"this version of pysamp has no {module_name}.{name}") from error
+    if not (
+        isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == module_name
+    ):
+        raise NotRebuildableError(f"{module_name}.{name} is not a dataclass of pysamp")
     return cls
 
 

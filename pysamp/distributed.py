@@ -1,7 +1,7 @@
-"""Several processes: who we are among those that torchrun started, which chains are ours, and how rows come together.
+"""Several processes: which one this is, which chains are its own, and how rows come together.
 
-Chains are split by global index into contiguous ranges, and random numbers are keyed by that index, so the draws do not depend
-on the number of processes. Only warm-up and training exchange anything; chains never do.
+Chains are split by global index into contiguous ranges, and random numbers are keyed by that index,
+so the draws do not depend on the number of processes. Only warm-up and training exchange anything.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -108,7 +109,9 @@ def gather_chains(t: Tensor, world: World, n_total: int | None = None) -> Tensor
         dist.all_gather(parts, padded)
         out = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
     if n_total is not None and out.shape[0] != n_total:
-        raise ValueError(f"n_total must be the rows of all processes, {out.shape[0]}, got {n_total}")
+        raise ValueError(
+            f"n_total must be the rows of all processes, {out.shape[0]}, got {n_total}"
+        )
     return out
 
 
@@ -117,7 +120,7 @@ def gather_bytes(data: bytes, world: World) -> list[bytes]:
     if world.size == 1:
         return [data]
     here = _meeting_place()
-    flat = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(here)
+    flat = torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy()).to(here)
     sizes = gather_chains(torch.tensor([len(data)], device=here), world).tolist()
     parts = gather_chains(flat, world).cpu().split(sizes)
     return [part.numpy().tobytes() for part in parts]
@@ -155,7 +158,7 @@ class _Lines:
 
 
 @contextmanager
-def progress(
+def show_progress(
     total: int, name: str, world: World, *, done: int = 0, show: bool = True
 ) -> Iterator[Progress]:
     """A bar on a terminal, a line every ten seconds elsewhere; rank 0 only, on stderr."""

@@ -14,7 +14,9 @@ that the command runs in.
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
+import pkgutil
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -106,30 +108,16 @@ class RunFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    target: str | dict[str, Any]
-    sampler: str | dict[str, Any]
-    n_chains: Annotated[Int, Field(gt=0)] | None = None
-    n_draws: Annotated[Int, Field(gt=0)] | None = None
-    warmup: Annotated[Int, Field(ge=0)] | None = None
-    thin: Annotated[Int, Field(gt=0)] | None = None
-    seed: Annotated[Int, Field(ge=0)] | None = None
-    device: str | None = None
-    dtype: Literal["float32", "float64"] | None = None
-    out: str | None = None
-
-
-_EXPECTED = {
-    "target": "a name or a mapping with a name",
-    "sampler": "a name or a mapping with a name",
-    "n_chains": "a positive integer",
-    "n_draws": "a positive integer",
-    "warmup": "an integer, 0 or more",
-    "thin": "a positive integer",
-    "seed": "an integer, 0 or more",
-    "device": "a string such as cpu or cuda:0",
-    "dtype": "float32 or float64",
-    "out": "the name of a folder",
-}
+    target: str | dict[str, Any] = Field(description="a name or a mapping with a name")
+    sampler: str | dict[str, Any] = Field(description="a name or a mapping with a name")
+    n_chains: Int | None = Field(None, gt=0, description="a positive integer")
+    n_draws: Int | None = Field(None, gt=0, description="a positive integer")
+    warmup: Int | None = Field(None, ge=0, description="an integer, 0 or more")
+    thin: Int | None = Field(None, gt=0, description="a positive integer")
+    seed: Int | None = Field(None, ge=0, lt=2**64, description="an integer in [0, 2**64)")
+    device: str | None = Field(None, description="a string such as cpu or cuda:0")
+    dtype: Literal["float32", "float64"] | None = Field(None, description="float32 or float64")
+    out: str | None = Field(None, description="the name of a folder")
 
 
 def _build_run(tree: dict[str, Any]) -> Run:
@@ -143,7 +131,8 @@ def _build_run(tree: dict[str, Any]) -> Run:
         file = RunFile.model_validate(tree)
     except ValidationError as error:
         key = str(error.errors()[0]["loc"][0])
-        raise RunFileError((key,), f"{key} must be {_EXPECTED[key]}, got {tree[key]!r}") from None
+        wanted = RunFile.model_fields[key].description
+        raise RunFileError((key,), f"{key} must be {wanted}, got {tree[key]!r}") from None
     settings = file.model_dump(exclude={"target", "sampler"}, exclude_none=True)
     if "dtype" in settings:
         settings["dtype"] = getattr(torch, settings["dtype"])
@@ -263,6 +252,40 @@ def _defines(cls: type, method: str) -> bool:
     return callable(getattr(cls, method, None))
 
 
+_CAPABILITIES = {
+    "native": "native kernel",
+    "mode_weights": "exact mode weights",
+    "log_z": "exact log Z",
+    "sample": "exact draws",
+}
+
+
+def capabilities(cls: type) -> list[str]:
+    """What targets of a class offer besides log p, in words."""
+    members = {*dir(cls), *inspect.get_annotations(cls)}
+    return [words for member, words in _CAPABILITIES.items() if member in members]
+
+
+def citation(method: str) -> tuple[str, str]:
+    """The module that holds a sampler, target or network, and its docstring, which names the papers.
+
+    A module's own name will do too. Raises ValueError with the nearest name.
+    """
+    import pysamp
+
+    known = {name: inspect.getmodule(made_by(m) or m) for name, m in _parts().items()}
+    for package in ("mcmc", "samplers", "targets", "theory", "nets"):
+        for folder in pysamp.__path__:
+            for info in pkgutil.iter_modules([str(Path(folder) / package)]):
+                known.setdefault(info.name, f"pysamp.{package}.{info.name}")
+    name = {n.lower(): n for n in known}.get(method.lower())
+    if name is None:
+        raise ValueError(unknown_name("method", method, known))
+    module = known[name]
+    module = importlib.import_module(module) if isinstance(module, str) else module
+    return module.__name__, inspect.getdoc(module) or ""
+
+
 def _build(spec: Any, key: Key, known: Mapping[str, Maker], kind: str) -> Any:
     spec = {"name": spec} if isinstance(spec, str) else dict(spec)
     where = ".".join(key)
@@ -320,9 +343,9 @@ def _convert(value: Any, hint: Any, key: Key) -> Any:
 
 def _parts() -> dict[str, Maker]:
     """What may stand inside another object: kernels, samplers, targets and networks."""
-    import pysamp.nets as nets
+    import pysamp.nets as package
 
-    networks = {n: v for n, v in vars(nets).items() if inspect.isclass(v) and _defines(v, "forward")}
+    networks = {n: v for n, v in _public(package) if inspect.isclass(v) and _defines(v, "forward")}
     return {**networks, **targets(), **samplers()}
 
 

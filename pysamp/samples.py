@@ -29,7 +29,7 @@ BLOCK_BYTES = 1 << 26  # a part of the draws that is looked at in one go: 64 MiB
 
 @runtime_checkable
 class Stored(Protocol):
-    """Draws that lie on disk: their shape (chain, draw, *event), and draws first to last of all chains."""
+    """Draws on disk: their shape (chain, draw, *event), and draws first to last - 1 of all."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -59,11 +59,11 @@ class Samples:
 
     `target`, if kept, gives `summary` its observables, modes and reference values; it is not saved.
     `info` holds tensors, numbers, text and dicts of these: acceptance, evaluations, seconds, log_z.
-    A run folder hands over `x` unread: it is loaded when first used, and `blocks` never loads it all.
+    A run folder hands over `x` unread: it is loaded when first used; `blocks` never loads it all.
     """
 
     x: Tensor = _OnDemand()  # type: ignore[assignment]  # (chain, draw, *event_shape)
-    log_prob: Tensor  # (chain, draw), unnormalised
+    log_prob: Tensor  # type: ignore[misc]  # (chain, draw), unnormalised
     log_weight: Tensor | None = None  # (chain, draw) importance log-weights; None = equal
     info: dict[str, Any] = field(default_factory=dict)
     target: Target | None = None
@@ -106,7 +106,7 @@ class Samples:
             yield x.read(first, last) if isinstance(x, Stored) else x[:, first:last]
 
     def flat(self) -> Tensor:
-        """All draws as (n, *event_shape), chain after chain. Weights are not applied: see `resample`."""
+        """All draws as (n, *event_shape), chain after chain, without weights: see `resample`."""
         return self.x.reshape(-1, *self.event_shape)
 
     def resample(self, n: int, seed: int = 0) -> Tensor:
@@ -146,7 +146,7 @@ class Samples:
         plots.plot_samples(self, path)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write one safetensors file (no pickle); an old file is replaced in one step or not at all."""
+        """Write one safetensors file (no pickle); an old file is replaced whole or not at all."""
         tensors = {"x": self.x, "log_prob": self.log_prob}
         if self.log_weight is not None:
             tensors["log_weight"] = self.log_weight
@@ -166,9 +166,9 @@ class Samples:
         return cls(**fields, info=info, target=target)  # type: ignore[arg-type]
 
     def to_arviz(self) -> Any:
-        """InferenceData (arviz < 1) or DataTree (arviz 1): x as posterior, lp and log_weight as stats.
+        """InferenceData (arviz < 1) or DataTree (arviz 1).
 
-        Observables of the target are added to the posterior by their names.
+        The posterior holds x and the target's observables, sample_stats holds lp and log_weight.
         """
         import arviz
 
@@ -190,7 +190,7 @@ class Samples:
 
 # ------------------------------------------------------------------------------------- files
 def replace_file(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
-    """Write `path` so that at any moment it is the old file or the new one, whole, even after a power cut."""
+    """Write `path` so that it is the old file or the new one, whole, even after a power cut."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -218,7 +218,8 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
     """Tensors and metadata of a safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+            keys = file.keys()  # a method: the file itself cannot be iterated over
+            return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
 

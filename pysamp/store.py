@@ -1,14 +1,15 @@
-"""The run folder: what was run, the draws, and where to go on, so that killing the process at any moment loses little and breaks nothing.
+"""The run folder: what was run, the draws, and where to go on. A kill at any moment loses little.
 
-    manifest.json             what is run and how far it is: "running", "done" or "failed"
-    draws.zarr/rank0/…        x (chain, draw, *event), log_prob (chain, draw); one group per part
-    checkpoint/rank0.safetensors   state of the walkers after the last draws that are safe
-    metrics.json              numbers of the finished run
+    manifest.json                 what is run, and how far it is: "running", "done" or "failed"
+    draws.zarr/rank0/…            x (chain, draw, *event), log_prob (chain, draw); a group per part
+    checkpoint/rank0.safetensors  state of the walkers after the last draws that are safe
+    metrics.json                  numbers of the finished run, means over chains
 
-The chains are cut into contiguous parts, one for each process of the run that began. Arrays have their final length from the
-beginning and NaN where nothing was drawn; each append fills whole chunks, so nothing that a checkpoint counts on is ever
-rewritten. Order of a step: chunks, fsync, checkpoint to a temporary name, fsync, rename. What a crash leaves beyond the last
-checkpoint is drawn again, to the same bits. No pickle anywhere.
+The chains are cut into contiguous parts, one for each process of the run that began. Arrays have
+their final length from the beginning, and NaN where nothing was drawn; each append fills whole
+chunks, so nothing that a checkpoint counts on is ever rewritten. Order of a step: chunks, fsync,
+checkpoint to a temporary name, fsync, rename. What a crash leaves beyond the last checkpoint is
+drawn again, to the same bits. No pickle anywhere.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,28 +31,22 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from pysamp.describe import differences
-from pysamp.samples import (
-    Samples,
-    fsync,
-    join_tensors,
-    read_tensors,
-    replace_file,
-    split_tensors,
-)
+from pysamp.samples import Samples, fsync, read_tensors, replace_file
+from pysamp.tally import Checkpoint, Tally, decode, encode, merge_info
 from pysamp.target import Target
 
 FORMAT = 1
-COSTS = ("evaluations", "gradients", "local_moves")
-COUNTS = ("nonfinite", *COSTS)  # summed over the steps; whatever else an Info reports is averaged
 
 
 # ------------------------------------------------------------------------------------- manifest
-def create(path: str | os.PathLike, config: dict[str, Any], parts: list[tuple[int, int]], **more: Any) -> None:
-    """Make a new run folder. `config` is what must agree for a resume; parts are (first_chain, count).
+def create(
+    path: str | os.PathLike, config: dict[str, Any], parts: list[tuple[int, int]], **more: Any
+) -> None:
+    """Make a new run folder. `config` is what makes two runs the same; parts: (first_chain, count).
 
     Raises FileExistsError as `check_free` does.
     """
@@ -72,7 +67,7 @@ def create(path: str | os.PathLike, config: dict[str, Any], parts: list[tuple[in
 
 
 def check_free(path: str | os.PathLike, config: dict[str, Any]) -> None:
-    """Refuse a folder that holds something: another run (with the differences), this one, or no run."""
+    """Refuse a folder that holds another run (with the differences), this one, or no run."""
     path = Path(path)
     if not path.exists():
         return
@@ -99,7 +94,8 @@ def check_free(path: str | os.PathLike, config: dict[str, Any]) -> None:
     )
     if foreign or any((path / "checkpoint").glob("*.safetensors")):
         raise FileExistsError(
-            f"out={path} is not empty and holds no run (it has {', '.join(foreign[:3]) or 'checkpoint'})"
+            f"out={path} is not empty and holds no run (it has "
+            f"{', '.join(foreign[:3]) or 'checkpoint'})"
         )
 
 
@@ -140,8 +136,26 @@ def restart(path: str | os.PathLike, parts: list[tuple[int, int]]) -> None:
         zarr.create_group(path / "draws.zarr", zarr_format=3)
 
 
+@contextmanager
+def noting_failure(path: str | os.PathLike) -> Iterator[None]:
+    """Write an error that ends the run into its manifest, where there is room for it."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError):  # of a full disk
+            update_manifest(path, status="failed", error=f"{type(error).__name__}: {error}")
+        raise
+
+
 def finish(path: str | os.PathLike) -> None:
-    """The run is done; what torn writes left is swept away."""
+    """The run is done: write metrics.json, say so, and sweep away what torn writes left."""
+    info = read(path).info
+    numbers = {
+        key: float(value.double().mean()) if isinstance(value, Tensor) else value
+        for key, value in info.items()
+        if isinstance(value, (Tensor, bool, int, float, str))
+    }
+    write_metrics(path, numbers)
     update_manifest(path, status="done", error=None, finished=_now())
     for pattern in ("*.tmp", "checkpoint/*.tmp", "checkpoint/*.lock"):
         for file in Path(path).glob(pattern):
@@ -151,11 +165,13 @@ def finish(path: str | os.PathLike) -> None:
 def refuse_if_different(path: str | os.PathLike, recorded: Any, given: Any, what: str) -> None:
     """Raise ValueError that prints every difference between two descriptions."""
     if lines := differences(recorded, given, what):
-        raise ValueError(f"{path} was made with another {what}; it differs in\n  " + "\n  ".join(lines))
+        raise ValueError(
+            f"{path} was made with another {what}; it differs in\n  " + "\n  ".join(lines)
+        )
 
 
 def write_metrics(path: str | os.PathLike, numbers: dict[str, Any]) -> None:
-    """metrics.json: JSON-able numbers of the finished run."""
+    """Write metrics.json: what `finish` knows, or the whole of a `Summary.to_dict()`."""
     with _full_disk(Path(path), _SAFE):
         _write_json(Path(path) / "metrics.json", numbers)
 
@@ -183,84 +199,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     replace_file(path, lambda temporary: temporary.write_text(text))
 
 
-# ------------------------------------------------------------------------------------- tally
-@dataclass
-class Tally:
-    """What the kernels report of themselves, added up over the steps of a part."""
-
-    steps: int = 0
-    seconds: float = 0.0
-    sums: dict[str, Tensor] = field(default_factory=dict)  # float64, on the CPU
-    once: dict[str, Any] = field(default_factory=dict)  # said once, such as the adapted scale
-
-    def add(self, values: dict[str, Tensor], steps: int) -> None:
-        """Add the report of `steps` steps: counts as they are, everything else as a mean over them."""
-        for key, value in values.items():
-            term = value.detach().to("cpu", torch.float64) * (1 if key in COUNTS else steps)
-            self.sums[key] = self.sums[key] + term if key in self.sums else term
-        self.steps += steps
-
-    def means(self) -> dict[str, Tensor]:
-        return {k: v if k in COUNTS else v / max(1, self.steps) for k, v in self.sums.items()}
-
-
-def merge_info(counts: list[int], tallies: list[Tally]) -> dict[str, Any]:
-    """One report for all chains from the chains and the tally of each part, in chain order.
-
-    Values with an entry for each chain are joined; of others, counts are added and means averaged
-    over chains. Evaluations, gradients and local moves come out as totals.
-    """
-    info: dict[str, Any] = {}
-    means = [tally.means() for tally in tallies]
-    total = sum(counts)
-    for key in means[0]:
-        values = [mean[key] for mean in means]
-        if all(v.ndim > 0 and v.shape[0] == n for v, n in zip(values, counts, strict=True)):
-            info[key] = torch.cat(values)
-        elif key in COUNTS:
-            info[key] = torch.stack(values).sum(0)
-        else:
-            shares = zip(values, counts, strict=True)
-            info[key] = torch.stack([v * (n / total) for v, n in shares]).sum(0)
-        if key in COSTS:
-            info[key] = int(info[key].sum())
-    info["seconds"] = max(tally.seconds for tally in tallies)
-    for key, value in tallies[0].once.items():
-        rows = [tally.once[key] for tally in tallies]
-        per_row = isinstance(value, Tensor) and value.ndim > 0
-        info[key] = torch.cat(rows) if per_row else value
-    return info
-
-
 # ------------------------------------------------------------------------------------- one part
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """The walkers of a part after `n_draws` draws. `state` and `kernel` are trees of tensors and JSON."""
-
-    n_draws: int
-    state: dict[str, Any]
-    kernel: dict[str, Any]
-    tally: Tally
-
-
-def encode(checkpoint: Checkpoint) -> bytes:
-    """A checkpoint as one safetensors file."""
-    tree = {"n_draws": checkpoint.n_draws, "state": checkpoint.state, "kernel": checkpoint.kernel}
-    tree |= {"tally": vars(checkpoint.tally)}
-    tensors: dict[str, Tensor] = {}
-    header = split_tensors(tree, "run", tensors)
-    owned = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    return save(owned, {"run": json.dumps(header)})
-
-
-def decode(data: bytes) -> Checkpoint:
-    """The inverse of `encode`; tensors come back on the CPU."""
-    # The header of the format: its length as 8 bytes, then JSON.
-    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    tree = join_tensors(json.loads(metadata["run"]), "run", load(data))
-    return Checkpoint(tree["n_draws"], tree["state"], tree["kernel"], Tally(**tree["tally"]))
-
-
 def save_checkpoint(path: str | os.PathLike, part: int, checkpoint: Checkpoint) -> None:
     content = encode(checkpoint)
     with _full_disk(Path(path), _SAFE):
@@ -302,7 +241,7 @@ class Writer:
     arrays: dict[str, zarr.Array]
 
     def append(self, first: int, **values: Tensor) -> None:
-        """Write draws first, first + 1, … of the arrays named (chain, draws, *event), and make them safe.
+        """Write draws first, first + 1, … of the arrays named (chain, draws, *event) safely.
 
         `first`, and the number of draws unless they are the last, must be multiples of the chunk.
         """
@@ -352,14 +291,17 @@ def open_part(
                     dtype=str(dtype).removeprefix("torch."),
                     fill_value=float("nan"),  # zero would look like a draw
                     compressors=None,  # mantissas of random numbers do not compress
-                    dimension_names=["chain", "draw", *(f"x_dim_{i}" for i in range(len(shape) - 2))],
+                    dimension_names=[
+                        "chain",
+                        "draw",
+                        *(f"x_dim_{i}" for i in range(len(shape) - 2)),
+                    ],
                 )
             for made in [folder.parent, folder.parent / "zarr.json", folder, *folder.rglob("*")]:
                 fsync(made)
         for torn in [*folder.rglob("*.partial"), *_torn_checkpoints(path, part)]:
             torn.unlink()
-        group = zarr.open_group(folder, mode="r+", zarr_format=3)
-        arrays = {name: group[name] for name in shapes}
+        arrays = {name: zarr.open_array(folder / name, mode="r+") for name in shapes}
     return Writer(path, part, arrays)
 
 
@@ -422,9 +364,9 @@ def _join(arrays: list[zarr.Array], first: int, last: int) -> Tensor:
 
 
 def read(path: str | os.PathLike, target: Target | None = None) -> Samples:
-    """The Samples of a run folder, finished or not: the draws that all parts have. x is read when used.
+    """The Samples of a run folder, finished or not: the draws that all parts have.
 
-    Raises ValueError if there are none yet.
+    x is read when it is used. Raises ValueError if there are none yet.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -434,21 +376,24 @@ def read(path: str | os.PathLike, target: Target | None = None) -> Samples:
     n_draws = min((c.n_draws for c in saved), default=0) if len(saved) == len(parts) else 0
     if n_draws == 0:
         raise ValueError(f"{path} holds no draws yet (status: {manifest['status']})")
-    root = zarr.open_group(path / "draws.zarr", mode="r", zarr_format=3)
-    groups = [root[f"rank{part}"] for part in range(len(parts))]
-    x = [group["x"] for group in groups]
+    folders = [path / "draws.zarr" / f"rank{part}" for part in range(len(parts))]
+
+    def arrays(name: str) -> list[zarr.Array]:
+        return [zarr.open_array(folder / name, mode="r") for folder in folders]
+
+    x = arrays("x")
     n_chains = sum(count for _, count in parts)
-    weight = None
-    if "log_weight" in groups[0]:
-        weight = _join([group["log_weight"] for group in groups], 0, n_draws)
+    log_weight = None
+    if (folders[0] / "log_weight").exists():
+        log_weight = _join(arrays("log_weight"), 0, n_draws)
     info = {
         **manifest.get("info", {}),
         **merge_info([count for _, count in parts], [c.tally for c in saved]),
     }
     return Samples(
         x=_Parts(x, (n_chains, n_draws, *x[0].shape[2:])),  # type: ignore[arg-type]
-        log_prob=_join([group["log_prob"] for group in groups], 0, n_draws),
-        log_weight=weight,
+        log_prob=_join(arrays("log_prob"), 0, n_draws),
+        log_weight=log_weight,
         info=info,
         target=target,
     )

@@ -1,7 +1,7 @@
-"""One page about a set of draws: statistics, acceptance, weights of modes, cost, and a verdict in plain words.
+"""One page about a set of draws: statistics, acceptance, modes, cost, and a verdict in plain words.
 
-The statistics are those of `metrics` (rank-normalised R-hat and ESS: Vehtari et al. 2021, arXiv 1903.08008); what this file
-decides is which series are looked at and when a number is bad enough to be said.
+The statistics are those of `metrics` (rank-normalised R-hat and ESS: Vehtari et al. 2021, arXiv
+1903.08008), the sentences those of `verdict`; this file decides which series are looked at.
 """
 
 from __future__ import annotations
@@ -15,28 +15,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pysamp import metrics
+from pysamp import metrics, verdict
 from pysamp.target import HasLogZ, HasModes, HasObservables, Target
 
 if TYPE_CHECKING:
     from pysamp.samples import Samples
 
-MAX_COORDINATES = 8  # coordinates of larger events are no quantity of interest, and no table holds them
-RHAT_GOOD = 1.01  # Vehtari et al. (2021), section 4: the threshold for rank-normalised R-hat
-RHAT_BAD = 1.1  # Gelman and Rubin's old threshold: chains as a whole disagree, not merely short ones
-MIN_ESS = 400  # Vehtari et al. (2021), section 4: below it R-hat, ESS and errors are themselves unreliable
-LOW_ACCEPT = 0.05  # the best scalings accept 0.23 to 0.65; at 0.05 nearly all work is thrown away
-Z_LIMIT = 4.0  # standard errors; by chance 6e-5 for each weight, so a table of 100 modes raises few alarms
-MIN_EXPECTED = 10.0  # draws that a mode must have been due before its absence is held against the sampler
-MIN_WEIGHT_ESS = 0.01  # of the draws; below it a few weights decide every mean
-MIN_DRAWS = 4  # per chain, below which autocorrelation and R-hat are undefined
+SETTINGS = ("sampler", "backend", "device", "dtype", "seed", "warmup", "thin", "scale")  # of info
+COST = ("evaluations", "gradients", "local_moves", "seconds")
+MAX_COORDINATES = 8  # those of larger events are of no interest, and no table holds them
 WIDTH = 100  # columns of the text
 MAX_LINES = 12  # modes printed; the others are in `to_dict`
 
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """`rows` and `modes` are tables as lists of dicts; an empty `verdict` means nothing wrong was found."""
+    """Tables as lists of dicts; an empty `verdict` means that nothing wrong was found."""
 
     title: str
     rows: list[dict[str, Any]]
@@ -56,7 +50,7 @@ class Summary:
 
 # ------------------------------------------------------------------------------------- numbers
 def summarise(samples: Samples, target: Target | None = None) -> Summary:
-    """All numbers of the page. Cost: one pass over the draws, and one sort of each scalar series."""
+    """All numbers of the page. Cost: one pass over the draws, a few sorts of each scalar series."""
     series, label, n_bad = scalars(samples, target)
     rows = [_row(name, values, samples.log_weight) for name, values in series.items()]
     facts = _facts(samples, target)
@@ -66,20 +60,20 @@ def summarise(samples: Samples, target: Target | None = None) -> Summary:
         modes = _modes(label, target.mode_weights, samples.log_weight)
         if samples.n_draws > 1:
             facts["mode_changes"] = int((label[:, 1:] != label[:, :-1]).sum())
-    notes = _notes(samples)
-    verdict = [
-        *_judge_proposals(facts, samples),
-        *_judge_chains(rows, modes, facts, samples),
-        *_judge_modes(modes, facts, samples),
-        *_judge_weights(facts, samples),
+    sentences = [
+        *verdict.judge_proposals(facts, samples),
+        *verdict.judge_chains(rows, modes, facts, samples),
+        *verdict.judge_modes(modes, facts, samples),
+        *verdict.judge_weights(facts, samples),
     ]
-    return Summary(_title(samples, target), rows, modes, facts, notes, verdict)
+    title = _title(samples, target)
+    return Summary(title, rows, modes, facts, verdict.notes(samples), sentences)
 
 
 def scalars(
     samples: Samples, target: Target | None
 ) -> tuple[dict[str, Tensor], Tensor | None, int]:
-    """Series (chain, draw) by name, mode labels (chain, draw) or None, number of draws that are not finite.
+    """Series (chain, draw) by name, mode labels (chain, draw) or None, number of draws not finite.
 
     Observables of the target, then log_prob, then the coordinates of events of at most 8 numbers.
     """
@@ -93,9 +87,11 @@ def scalars(
         chain, draw = block.shape[:2]
         x = block.reshape(chain * draw, *event)
         numbers = x.reshape(chain * draw, size)
-        found = target.observables(x) if isinstance(target, HasObservables) else {}
+        found: dict[str, Tensor] = {}
+        if isinstance(target, HasObservables):
+            found |= target.observables(x)
         if coordinates:
-            found = found | dict(zip(coordinates, numbers.unbind(1), strict=True))
+            found |= dict(zip(coordinates, numbers.unbind(1), strict=True))
         for name, values in found.items():
             observed.setdefault(name, []).append(values.detach().reshape(chain, draw))
         if isinstance(target, HasModes):
@@ -127,7 +123,7 @@ def _row(name: str, series: Tensor, log_weight: Tensor | None) -> dict[str, Any]
     mcse, bulk, tail, rhat = _error(centred, weight, log_weight), math.nan, math.nan, math.nan
     if log_weight is not None:
         bulk = float(metrics.ess_weights(log_weight))
-    elif series.shape[1] >= MIN_DRAWS:
+    elif series.shape[1] >= verdict.MIN_DRAWS:
         bulk, tail = float(metrics.ess(series, "bulk")), float(metrics.ess(series, "tail"))
         rhat = float(metrics.rhat(series))
     else:
@@ -158,7 +154,7 @@ def _error(centred: Tensor, weight: Tensor, log_weight: Tensor | None) -> float:
     """Standard error of the mean, by the delta method where there are weights."""
     n_chains, n_draws = centred.shape
     influence = centred if log_weight is None else centred * weight * weight.numel()
-    if n_draws >= MIN_DRAWS:
+    if n_draws >= verdict.MIN_DRAWS:
         return float(metrics.mcse(influence))
     if n_chains == 1:
         return math.nan
@@ -200,12 +196,12 @@ def _modes(label: Tensor, reference: Tensor, log_weight: Tensor | None) -> list[
     exact = reference.double().tolist()
     for k, (weight, error) in enumerate(zip(weights.tolist(), errors.tolist(), strict=True)):
         inside = label == k
-        # A mode of few draws has a poor error of its own; under the exact weight it is at least this.
+        # A mode of few draws has a poor error of its own; the exact weight allows no smaller one.
         floor = math.sqrt(exact[k] * (1 - exact[k]) / label.numel())
         scale = max(error, floor)
         difference = weight - exact[k]
         z = difference / scale if scale > 0 else math.copysign(math.inf, difference)
-        judged = n_draws >= MIN_DRAWS and log_weight is None
+        judged = n_draws >= verdict.MIN_DRAWS and log_weight is None
         rhat = float(metrics.rhat(inside.double())) if judged else math.nan
         out.append(
             {
@@ -223,11 +219,10 @@ def _modes(label: Tensor, reference: Tensor, log_weight: Tensor | None) -> list[
 
 def _facts(samples: Samples, target: Target | None) -> dict[str, Any]:
     info = samples.info
-    plain = "sampler scale evaluations gradients seconds backend device dtype seed warmup thin".split()
     facts: dict[str, Any] = {
         "n_chains": samples.n_chains,
         "n_draws": samples.n_draws,
-        **{key: info[key] for key in plain if key in info},
+        **{key: info[key] for key in SETTINGS + COST if key in info},
     }
     for key in ("nonfinite", "log_z", "log_z_error"):
         if key in info:
@@ -240,6 +235,8 @@ def _facts(samples: Samples, target: Target | None) -> dict[str, Any]:
         spread = {"min": float(accept.min()), "q5": q5, "median": q50, "q95": q95}
         facts["accept_spread"] = {**spread, "max": float(accept.max())}
         facts["chains_never_accepted"] = int((accept == 0).sum())
+    if "swap_accept" in info:  # (n_chains, n_rungs - 1)
+        facts["swap_accept"] = torch.as_tensor(info["swap_accept"]).double().mean(0).tolist()
     if "log_z" in facts and isinstance(target, HasLogZ):
         facts["log_z_exact"] = float(target.log_z)
     if samples.log_weight is not None:
@@ -256,118 +253,6 @@ def _title(samples: Samples, target: Target | None) -> str:
         if samples.info.get(key)
     )
     return f"{name}{on}: {samples.n_chains} chains × {samples.n_draws} draws{extra}"
-
-
-# ------------------------------------------------------------------------------------- verdict
-def _notes(samples: Samples) -> list[str]:
-    notes = [str(note) for note in samples.info.get("notes", [])]
-    if samples.info.get("sampler") == "ULA":
-        notes.append(
-            "ULA has no accept/reject step: its draws have a bias that grows with the step size "
-            "and that no number here shows"
-        )
-    if samples.n_chains == 1 and samples.n_draws > 1:
-        notes.append("one chain only: whether chains agree (R-hat) cannot be judged")
-    return notes
-
-
-def _judge_proposals(facts: dict[str, Any], samples: Samples) -> Iterator[str]:
-    if bad := facts["nonfinite_draws"]:
-        total = samples.n_chains * samples.n_draws
-        yield f"{bad} of {total} draws are not finite: the sampler diverged; use a smaller step size"
-    nonfinite = int(facts.get("nonfinite", 0))
-    if "accept" in facts:
-        never = facts["chains_never_accepted"]
-        if facts["accept"] == 0:
-            if nonfinite:
-                cause = f"log_prob was NaN or +inf at {nonfinite} proposals: check the target"
-            else:
-                cause = "the step size or width is much too large"
-            yield f"no proposal was ever accepted (acceptance 0): {cause}"
-        elif never:
-            yield (
-                f"{never} of {samples.n_chains} chains never accepted a proposal: they still stand "
-                "where sampling began"
-            )
-        elif not facts["accept"] >= LOW_ACCEPT:
-            yield (
-                f"acceptance is only {facts['accept']:.2g}: the step size or width is too large, or "
-                "the proposal is far from the target"
-            )
-    if nonfinite:
-        yield f"{nonfinite} proposals had log_prob NaN or +inf and were rejected: check the target"
-
-
-def _judge_chains(
-    rows: list[dict[str, Any]],
-    modes: list[dict[str, Any]],
-    facts: dict[str, Any],
-    samples: Samples,
-) -> Iterator[str]:
-    if samples.info.get("markov") and samples.n_draws < MIN_DRAWS:
-        yield (
-            f"{samples.n_draws} draws per chain: mixing cannot be judged with fewer than {MIN_DRAWS}"
-        )
-    found = [(row["rhat"], row["name"]) for row in rows]
-    found += [(mode["rhat"], f"mode indicator {mode['mode']}") for mode in modes]
-    found = [item for item in found if not math.isnan(item[0])]
-    if found:
-        worst, name = max(found)
-        facts["rhat_max"] = worst
-        if worst > RHAT_BAD:
-            yield f"chains have not mixed: R-hat {worst:.3g} ({name}), want < {RHAT_GOOD}"
-        elif worst > RHAT_GOOD:
-            yield (
-                f"chains are too short to agree: R-hat {worst:.4g} ({name}), want < {RHAT_GOOD}; "
-                "draw longer"
-            )
-    if samples.log_weight is not None:
-        return
-    sizes = [
-        (row[key], f"{row['name']}, {key[4:]}")
-        for row in rows
-        for key in ("ess_bulk", "ess_tail")
-        if not row["constant"] and not math.isnan(row[key])
-    ]
-    if sizes and min(sizes)[0] < MIN_ESS:
-        size, name = min(sizes)
-        yield f"too few effective draws: {size:.0f} ({name}), want {MIN_ESS}"
-
-
-def _judge_modes(
-    modes: list[dict[str, Any]], facts: dict[str, Any], samples: Samples
-) -> Iterator[str]:
-    total = samples.n_chains * samples.n_draws
-    for mode in modes:
-        if mode["draws"] == 0 and mode["exact"] > 0:
-            if mode["exact"] * total >= MIN_EXPECTED:
-                yield f"mode {mode['mode']} (weight {mode['exact']:.3g}) was never visited"
-    wrong = [m for m in modes if m["draws"] and abs(m["z"]) > Z_LIMIT]
-    if wrong:
-        worst = max(wrong, key=lambda m: abs(m["z"]))
-        yield (
-            f"mode weights are wrong: mode {worst['mode']} has {worst['weight']:.3g} ± "
-            f"{worst['error']:.2g} against {worst['exact']:.3g} exact"
-        )
-    occupied = sum(mode["draws"] > 0 for mode in modes)
-    if occupied > 1 and facts.get("mode_changes") == 0:
-        yield "no chain ever changed mode: weights only reflect the starting points"
-
-
-def _judge_weights(facts: dict[str, Any], samples: Samples) -> Iterator[str]:
-    total = samples.n_chains * samples.n_draws
-    if "weights_ess" in facts:
-        size = facts["weights_ess"]
-        if size < MIN_WEIGHT_ESS * total:
-            yield f"importance weights are degenerate: {size:.1f} effective draws of {total}"
-        elif size < MIN_ESS:
-            yield f"too few effective draws: {size:.0f} of {total} after weighting, want {MIN_ESS}"
-    exact, value, error = (facts.get(k) for k in ("log_z_exact", "log_z", "log_z_error"))
-    if value is not None and not math.isfinite(value):
-        yield f"log Z is {value}"
-    elif exact is not None and value is not None and error is not None:
-        if abs(value - exact) > Z_LIMIT * error + 1e-6 * abs(exact):  # the last: float32 sums
-            yield f"log Z is wrong: {value:.6g} ± {error:.2g} against {exact:.6g} exact"
 
 
 # ------------------------------------------------------------------------------------- text
@@ -392,9 +277,20 @@ def _lines(summary: Summary) -> Iterator[str]:
     yield ""
     if "accept" in facts:
         spread = facts["accept_spread"]
-        keys = (("min", "min"), ("q5", "5 %"), ("median", "median"), ("q95", "95 %"), ("max", "max"))
+        keys = (
+            ("min", "min"),
+            ("q5", "5 %"),
+            ("median", "median"),
+            ("q95", "95 %"),
+            ("max", "max"),
+        )
         inner = ", ".join(f"{label} {spread[key]:.3f}" for key, label in keys)
         yield f"accept      {facts['accept']:.3f}   over chains: {inner}"
+    if "swap_accept" in facts:
+        swaps = ", ".join(f"{accept:.2f}" for accept in facts["swap_accept"])
+        yield from textwrap.wrap(
+            swaps, WIDTH, initial_indent="swaps       ", subsequent_indent=" " * 12
+        )
     if "log_z" in facts:
         error = f" ± {_number(facts['log_z_error'], 2)}" if "log_z_error" in facts else ""
         exact = f"   exact {facts['log_z_exact']:.6g}" if "log_z_exact" in facts else ""
@@ -409,7 +305,7 @@ def _lines(summary: Summary) -> Iterator[str]:
         yield f"            and {len(summary.modes) - len(shown)} more modes, all closer to exact"
     if "weights_ess" in facts:
         yield f"weights     {facts['weights_ess']:.1f} effective draws (Kish)"
-    counts = [f"{k} {facts[k]:,.0f}" for k in ("evaluations", "gradients") if k in facts]
+    counts = [f"{k.replace('_', ' ')} {facts[k]:,.0f}" for k in COST[:3] if facts.get(k)]
     if counts:
         yield "cost        " + "   ".join(counts)
     rest = [f"wall {facts['seconds']:.2f} s"] if "seconds" in facts else []
@@ -417,7 +313,9 @@ def _lines(summary: Summary) -> Iterator[str]:
     if rest:
         yield "run         " + "   ".join(rest)
     for note in summary.notes:
-        yield from textwrap.wrap(note, WIDTH, initial_indent="note        ", subsequent_indent=" " * 12)
+        yield from textwrap.wrap(
+            note, WIDTH, initial_indent="note        ", subsequent_indent=" " * 12
+        )
     if not summary.verdict:
         yield "verdict     nothing wrong was found"
     for i, text in enumerate(summary.verdict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import subprocess
@@ -14,6 +15,10 @@ import torch
 from scipy import integrate
 from torch import Tensor
 
+from pysamp import backend
+from pysamp.check import check_target
+from pysamp.fingerprint import fingerprint
+from pysamp.mcmc.metropolis import Metropolis
 from pysamp.target import (
     Boltzmann,
     Counted,
@@ -30,8 +35,6 @@ from pysamp.target import (
     Tempered,
     Tilted,
     as_target,
-    check_target,
-    fingerprint,
     log_prob_and_score,
 )
 from pysamp.targets.mixture import EightGaussians, GaussianMixture, ManyModes, Rings, TwoModes
@@ -122,8 +125,14 @@ def test_score_equals_autograd(name):
 # ---------------------------------------------------------------------------- closed forms
 @pytest.mark.parametrize(
     ("target", "edge"),
-    [(EightGaussians(), 15.0), (Rings(), 5.5), (TwoModes(2), 4.0), (diagonal_mixture(), 20.0)]
-    + [(ManyModes(n_modes=6), 18.0), (full_mixture(d=2), 25.0)],
+    [
+        (EightGaussians(), 15.0),
+        (Rings(), 5.5),
+        (TwoModes(2), 4.0),
+        (diagonal_mixture(), 20.0),
+        (ManyModes(n_modes=6), 18.0),
+        (full_mixture(d=2), 25.0),
+    ],
     ids=["eight", "rings", "two", "diagonal", "many", "full"],
 )
 def test_normalised_in_two_dimensions(target, edge):
@@ -263,6 +272,14 @@ def test_rings_stay_finite_at_the_origin():
     assert torch.isfinite(score).all()
     (gradient,) = torch.autograd.grad(Rings().log_prob(x).sum(), x)
     assert torch.isfinite(gradient).all()
+
+
+def test_mixture_is_the_same_on_both_backends():
+    target, x = diagonal_mixture(), noise(40, 2)
+    with backend("torch"):
+        reference = log_prob_and_score(target, x)
+    for got, expected in zip(log_prob_and_score(target, x), reference, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_mixture_native_parameters():
@@ -414,6 +431,55 @@ def test_tempered_and_tilted():
     assert on_lattice.log_prob(noise(4, 3, 2, seed=1)).unique().numel() == 4
 
 
+@pytest.mark.parametrize(
+    "base", [Phi4((4, 6), 0.25, 0.5), Phi4Chain(n_sites=9)], ids=["2d", "chain"]
+)
+def test_single_site_moves_pass_through_the_wrappers(base):
+    """As differences of log_prob, and with one beta, centre and precision for each chain."""
+    x, event = noise(4, *base.event_shape), base.event_shape
+    per_chain = torch.tensor([0.0, 0.3, 1.0, 2.0], dtype=torch.float64)
+    for target in (
+        Tempered(base, 0.4),
+        Tempered(base, per_chain),
+        Tilted(base, noise(*event, seed=1), 0.7),
+        Tilted(base, noise(4, *event, seed=2), per_chain),
+        Tilted(Tempered(base, per_chain), noise(4, *event, seed=2), per_chain),
+    ):
+        assert isinstance(target, HasLocal)
+        site = torch.tensor([3])
+        new = noise(4, 1, seed=3)
+        moved = x.reshape(4, -1).clone()
+        moved[:, 3] = new[:, 0]
+        expected = target.log_prob(moved.reshape(x.shape)) - target.log_prob(x)
+        got = target.local_difference(x, site, new)[:, 0]
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+    check_target(Tempered(base, 0.4), points=x)  # a batch of its own size: no values per chain
+    check_target(Tilted(base, noise(*event, seed=1), 0.7), points=x)
+    for wrapper in (Tempered(TwoModes(3), 0.5), Tilted(TwoModes(3), noise(3), 1.0)):
+        assert not isinstance(wrapper, HasLocal)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sweeps_of_wrapped_fields_are_the_same_on_both_backends(dtype):
+    """One beta, centre and precision for each chain; equal to the last bit."""
+    base = Phi4((4, 5), 0.25, 0.5)
+    x = noise(7, 4, 5).to(dtype)
+    beta, precision = torch.rand((2, 7), generator=torch.Generator().manual_seed(5)) + 0.2
+    centre = noise(7, 4, 5, seed=1)
+    kernel = Metropolis(0.9, moves="site")
+    both = Tilted(Tempered(base, 0.3), centre[0], 1.7)
+    for target in (Tempered(base, beta), Tilted(base, centre, precision), both):
+        state = kernel.init(target, x, seed=3, first_chain=11)
+        native, info = kernel.step(target, state, 6)
+        with backend("torch"):
+            reference, expected = kernel.step(target, state, 6)
+        assert torch.equal(native.x, reference.x)
+        assert torch.equal(native.log_prob, reference.log_prob)
+        assert torch.equal(info.accept, expected.accept)
+        assert 0.1 < info.accept.mean() < 0.95
+        assert not torch.equal(native.x, x)
+
+
 def test_wrappers_refuse_what_does_not_fit():
     base = TwoModes(3)
     for make in (
@@ -426,7 +492,7 @@ def test_wrappers_refuse_what_does_not_fit():
         lambda: Tilted(base, torch.zeros(4, 3), 1.0).log_prob(noise(5, 3)),
         lambda: Tilted(base, torch.zeros(3), torch.ones(4)).log_prob(noise(5, 3)),
     ):
-        with pytest.raises(ValueError, match="beta|precision|centre"):
+        with pytest.raises(ValueError, match=r"beta|precision|centre"):
             make()
 
 
@@ -461,6 +527,17 @@ def test_counted_has_the_capabilities_of_its_base(name):
     assert not isinstance(counted, HasNative)
     x = noise(3, *base.event_shape)
     torch.testing.assert_close(counted.log_prob(x), base.log_prob(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_capabilities_are_visible_statically(name):
+    """From Python 3.12 on, isinstance with a protocol reads members without running properties."""
+    members = {HasNative: "native", HasScore: "score", HasModes: "mode", HasLocal: "colours"}
+    for target in (TARGETS[name], Counted(TARGETS[name])):
+        for capability, member in members.items():
+            absent = object()
+            static = inspect.getattr_static(target, member, absent) is not absent
+            assert static == isinstance(target, capability), (type(target), capability)
 
 
 def test_boltzmann_has_one_temperature():
@@ -520,7 +597,7 @@ def test_as_target():
         (Rosenbrock, None, TypeError),
         (3.0, (1,), TypeError),
     ):
-        with pytest.raises(error, match="event_shape|class|float"):
+        with pytest.raises(error, match=r"event_shape|class|float"):
             as_target(bad, shape)
 
 
@@ -719,7 +796,8 @@ def test_fingerprints_tell_targets_apart(monkeypatch):
 
 PROGRAM = """
 import torch
-from pysamp.target import FunctionTarget, Tempered, fingerprint
+from pysamp.fingerprint import fingerprint
+from pysamp.target import FunctionTarget, Tempered
 from pysamp.targets.mixture import EightGaussians
 from pysamp.targets.toy import Funnel
 def build(scale, names):

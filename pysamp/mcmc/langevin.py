@@ -6,7 +6,8 @@ MALA accepts with probability min(1, a), where (Roberts and Tweedie, Bernoulli 2
 
     ln a = log p(x') − log p(x) + ½|ξ|² − |x − x' − h ∇log p(x')|² / (4h).
 
-|ξ|²/2 is the forward kernel exactly, so no difference of large densities is taken. The per-chain rule
+|ξ|²/2 is the forward kernel exactly, so no difference of large densities is taken; the two kernels
+are subtracted coordinate by coordinate and summed once. The per-chain rule
 of `Multiplicative` is that of SLIPS (Grenioux, Noble, Gabrié, Durmus, arXiv 2402.10758, code of §3.1).
 """
 
@@ -144,8 +145,9 @@ class MALA:
             hx = columns(h, x)
             x_new = (x + hx * score) + columns(reference.sqrt_rn(h * 2.0), x) * xi
             log_prob_new, score_new = log_prob_and_score(target, x_new)
-            back = squared_norm((x - x_new) - hx * score_new)
-            log_ratio = (log_prob_new - log_prob) + (squared_norm(xi) * 0.5 - back / (h * 4.0))
+            back = (x - x_new) - hx * score_new
+            kernels = xi * xi * 0.5 - back * back * columns(1.0 / (h * 4.0), x)
+            log_ratio = (log_prob_new - log_prob) + ops.sum32(kernels.reshape(len(x), -1))
             probability, finite = acceptance(log_ratio)
             move = (log_u < log_ratio) & finite
             x = torch.where(columns(move, x), x_new, x)

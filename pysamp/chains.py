@@ -1,0 +1,303 @@
+"""Markov runs: start, warm-up, then draws in blocks of fused steps, in memory or in a run folder.
+Everything random is a function of (seed, global chain index, step), so neither the size of a block,
+nor the number of processes, nor where a run was killed or how often it was saved changes a draw.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from pysamp import _native, rng, store
+from pysamp.distributed import (
+    Progress,
+    World,
+    barrier,
+    gather_bytes,
+    gather_chains,
+    is_main,
+    show_progress,
+    split,
+)
+from pysamp.mcmc.adapt import warm_up
+from pysamp.mcmc.base import Info, Kernel, State, Tunable
+from pysamp.plan import BLOCK_BYTES, Plan
+from pysamp.samples import Samples
+from pysamp.tally import Checkpoint, Tally, decode, encode, merge_info
+from pysamp.target import Counted, Counts, Target
+
+CHECKPOINT_SECONDS = 5.0  # between checkpoints: what a kill may cost, far above what saving costs
+
+
+@runtime_checkable
+class HasStart(Protocol):
+    """A target that does not live on all of R^d makes its own starting points (n, *event_shape)."""
+
+    def start(
+        self, n: int, *, seed: int, first_chain: int, device: torch.device, dtype: torch.dtype
+    ) -> Tensor: ...
+
+
+def static_info(sampler: object, plan: Plan) -> dict[str, Any]:
+    return {
+        "sampler": type(sampler).__name__,
+        "markov": True,
+        "warmup": plan.warmup,
+        "thin": plan.thin,
+        "seed": plan.seed,
+        "backend": _native.backend_name(),
+        "device": str(plan.device),
+        "dtype": str(plan.dtype).removeprefix("torch."),
+    }
+
+
+def _begin(
+    target: Counted,
+    kernel: Kernel,
+    plan: Plan,
+    here: World,
+    x0: Tensor | None,
+    show: bool,
+) -> tuple[Kernel, State, Tally]:
+    """Start and warm up the chains of this process. Only here do processes wait for each other."""
+    first, count = split(plan.n_chains, here)
+    begin = clock(plan.device)
+    if x0 is not None:
+        x = x0[first : first + count].to(plan.device)
+    elif isinstance(target.base, HasStart):
+        x = target.base.start(
+            count, seed=plan.seed, first_chain=first, device=plan.device, dtype=plan.dtype
+        )
+    else:
+        x = rng.normal(
+            (count, *plan.event_shape),
+            seed=plan.seed,
+            stream=rng.STREAMS["start"],
+            first_chain=first,
+            device=plan.device,
+            dtype=plan.dtype,
+        )
+    state = kernel.init(target, x, seed=plan.seed, first_chain=first)
+    tally = Tally()
+    if plan.warmup:
+        with show_progress(plan.warmup, "warm-up", here, show=show) as bar:
+            kernel, state, report = warm_up(
+                kernel,
+                target,
+                state,
+                plan.warmup,
+                gather=lambda rows: gather_chains(rows, here),
+                progress=bar.update,
+            )
+        tally.once["warm_up"] = report
+    if isinstance(kernel, Tunable) and kernel.scale() is not None:
+        tally.once["scale"] = kernel.scale()
+    tally.add(_cost(target, Counts()), 0)
+    tally.seconds = clock(plan.device) - begin
+    return kernel, state, tally
+
+
+def _draw(
+    target: Counted,
+    kernel: Kernel,
+    state: State,
+    plan: Plan,
+    block: int,
+    tally: Tally,
+    done: int,
+    keep: Callable[[int, Tensor, Tensor, State], None],
+    bar: Progress,
+) -> None:
+    """Make draws done, done + 1, … of one part, a block at a time; each goes to `keep`."""
+    while done < plan.n_draws:
+        n = min(block, plan.n_draws - done)
+        begin, before = clock(plan.device), replace(target.counts)
+        state, info = kernel.step(target, state, n * plan.thin, thin=plan.thin)
+        x, log_prob = _kept(info, kernel, n, plan)
+        tally.add({"accept": info.accept, **_cost(target, before), **info.extra}, n * plan.thin)
+        tally.seconds += clock(plan.device) - begin
+        keep(done, x, log_prob, state)
+        done += n
+        bar.update(n)
+
+
+def _cost(target: Counted, before: Counts) -> dict[str, Tensor]:
+    """What was evaluated since `before`; a kernel that reports its cost is believed instead."""
+    since = {key: now - getattr(before, key) for key, now in vars(target.counts).items()}
+    return {key: torch.tensor(n, dtype=torch.float64) for key, n in since.items()}
+
+
+def _kept(info: Info, kernel: Kernel, n: int, plan: Plan) -> tuple[Tensor, Tensor]:
+    name = f"{type(kernel).__name__}.step with thin="
+    if info.x is None or info.log_prob is None:
+        raise TypeError(f"{name}{plan.thin} must fill x and log_prob of its Info")
+    if info.x.shape[1:] != (n, *plan.event_shape) or info.log_prob.shape != info.x.shape[:2]:
+        raise ValueError(
+            f"{name}{plan.thin} must return x (n_chains, {n}, *{plan.event_shape}), "
+            f"got {tuple(info.x.shape)} and log_prob {tuple(info.log_prob.shape)}"
+        )
+    return info.x, info.log_prob
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, after the work given to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def in_memory(
+    target: Target, kernel: Kernel, plan: Plan, here: World, x0: Tensor | None, show: bool
+) -> Samples:
+    count = split(plan.n_chains, here)[1]
+    try:
+        x = torch.empty(
+            count, plan.n_draws, *plan.event_shape, dtype=plan.dtype, device=plan.device
+        )
+    except RuntimeError as error:
+        gigabytes = count * plan.draw_bytes() / plan.n_chains * plan.n_draws / 1e9
+        raise MemoryError(
+            f"{count} chains × {plan.n_draws} draws do not fit in memory ({gigabytes:.1f} GB): "
+            "use fewer draws, a larger thin, or out= to stream them to disk"
+        ) from error
+    log_prob = torch.empty(count, plan.n_draws, dtype=plan.dtype, device=plan.device)
+    counted = Counted(target)
+    kernel, state, tally = _begin(counted, kernel, plan, here, x0, show)
+
+    def keep(at: int, block: Tensor, values: Tensor, _: State) -> None:
+        x[:, at : at + block.shape[1]] = block
+        log_prob[:, at : at + block.shape[1]] = values
+
+    with show_progress(plan.n_draws, "draws", here, show=show) as bar:
+        _draw(counted, kernel, state, plan, plan.block(), tally, 0, keep, bar)
+    parts = [split(plan.n_chains, replace(here, rank=r))[1] for r in range(here.size)]
+    reports = [decode(data) for data in gather_bytes(encode(_report(tally)), here)]
+    info = static_info(kernel, plan) | merge_info(parts, [r.tally for r in reports])
+    return Samples(
+        x=gather_chains(x, here, plan.n_chains),
+        log_prob=gather_chains(log_prob, here, plan.n_chains),
+        info=info,
+        target=target,
+    )
+
+
+def _report(tally: Tally) -> Checkpoint:
+    return Checkpoint(n_draws=0, state={}, kernel={}, tally=tally)
+
+
+def in_folder(
+    path: Path, target: Target, kernel: Kernel, plan: Plan, here: World, show: bool
+) -> Samples:
+    """Draw what the folder lacks. Each process takes every size-th part."""
+    with ExitStack() as held:
+        n_parts = len(store.read_manifest(path)["parts"])
+        for part in range(here.rank, max(n_parts, here.size), here.size):
+            held.enter_context(store.lock(path, part))
+        barrier(here)
+        begun = all(store.load_checkpoint(path, part) for part in range(n_parts))
+        barrier(here)  # nobody changes the folder before all have looked
+        with store.noting_failure(path):
+            if not begun and is_main(here):
+                parts = [split(plan.n_chains, replace(here, rank=r)) for r in range(here.size)]
+                store.restart(path, parts)
+            elif is_main(here):
+                store.update_manifest(path, status="running", error=None)
+            barrier(here)
+            manifest = store.read_manifest(path)
+            parts, block = manifest["parts"], manifest["block"]
+            counted = Counted(target)
+            for part in range(here.rank, len(parts), here.size):
+                _fill(path, part, parts[part], counted, kernel, plan, block, here, show)
+        barrier(here)
+        if is_main(here):
+            store.finish(path)
+        barrier(here)
+    return store.read(path, target)
+
+
+def _fill(
+    path: Path,
+    part: int,
+    chains: tuple[int, int],
+    target: Counted,
+    kernel: Kernel,
+    plan: Plan,
+    block: int,
+    here: World,
+    show: bool,
+) -> None:
+    """Draw one part of the folder from its checkpoint, or from the start if it has none."""
+    first, count = chains
+    saved = store.load_checkpoint(path, part)
+    if saved is None:
+        kernel, state, tally = _begin(target, kernel, plan, here, store.load_start(path), show)
+        saved = Checkpoint(0, _state_tree(state), _kernel_tree(kernel), tally)
+        store.save_checkpoint(path, part, saved)
+    state = _state(saved.state, plan.device)
+    kernel = _with_scale(kernel, saved.kernel, plan.device)
+    shape = (count, plan.n_draws)
+    shapes = {"x": ((*shape, *plan.event_shape), plan.dtype), "log_prob": (shape, plan.dtype)}
+    done = saved.n_draws
+    writer = store.open_part(path, part, first, shapes, block, new=done == 0)
+    tally = saved.tally
+    waiting: list[tuple[Tensor, Tensor]] = []
+    last_save = time.monotonic()
+
+    def keep(at: int, x: Tensor, log_prob: Tensor, state: State) -> None:
+        nonlocal last_save
+        waiting.append((x.cpu(), log_prob.cpu()))
+        end = at + x.shape[1]
+        size = sum(block.numel() * block.element_size() for block, _ in waiting)
+        recent = time.monotonic() - last_save < CHECKPOINT_SECONDS
+        if recent and size < BLOCK_BYTES and end < plan.n_draws:
+            return
+        xs, log_probs = (torch.cat(blocks, 1) for blocks in zip(*waiting, strict=True))
+        writer.append(end - xs.shape[1], x=xs, log_prob=log_probs)
+        store.save_checkpoint(
+            path, part, Checkpoint(end, _state_tree(state), _kernel_tree(kernel), tally)
+        )
+        waiting.clear()
+        last_save = time.monotonic()
+
+    with show_progress(plan.n_draws, "draws", here, done=done, show=show) as bar:
+        _draw(target, kernel, state, plan, block, tally, done, keep, bar)
+
+
+def _state_tree(state: State) -> dict[str, Any]:
+    return {
+        "x": state.x,
+        "log_prob": state.log_prob,
+        "score": state.score,
+        "seed": state.seed,
+        "step": state.step,
+        "first_chain": state.first_chain,
+        "aux": state.aux,
+    }
+
+
+def _state(tree: dict[str, Any], device: torch.device) -> State:
+    def there(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: there(item) for key, item in value.items()}
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    return State(**there(tree))
+
+
+def _kernel_tree(kernel: Kernel) -> dict[str, Any]:
+    return {"scale": kernel.scale() if isinstance(kernel, Tunable) else None}
+
+
+def _with_scale(kernel: Kernel, tree: dict[str, Any], device: torch.device) -> Kernel:
+    """The kernel with the scale that warm-up found."""
+    scale = tree["scale"]
+    if not isinstance(kernel, Tunable) or kernel.scale() is not None or scale is None:
+        return kernel
+    return kernel.with_scale(scale.to(device) if isinstance(scale, Tensor) else scale)

@@ -1,0 +1,170 @@
+"""Plain torch at its best: what the native kernels are timed against.
+
+Written as by someone who needs no equal numbers: torch's own generators, analytic gradients, updates in
+place, a lattice kept as two arrays of one colour each. Nothing samples with this file. It is the one
+place besides rng.py that draws random numbers; who calls it puts torch's generators back afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pysamp.targets import GaussianMixture, Phi4, Phi4Chain
+
+Energy = Callable[[Tensor], tuple[Tensor, Tensor]]  # x (n, d) -> log p (n,), score (n, d)
+
+
+def chain_laplace(x: Tensor) -> Tensor:
+    laplace = 2 * x  # (n, d), zeros outside
+    laplace[:, 1:] -= x[:, :-1]
+    laplace[:, :-1] -= x[:, 1:]
+    return laplace
+
+
+def chain_energy(target: Phi4Chain) -> Energy:
+    """The φ⁴ chain without tilt (h = 0), by hand."""
+    stiffness, _, _, quartic = target.native.params
+
+    def energy(x: Tensor) -> tuple[Tensor, Tensor]:
+        laplace, w = chain_laplace(x), x * x - 1
+        bonds, sites = torch.linalg.vecdot(x, laplace), torch.linalg.vecdot(w, w)
+        score = laplace.mul_(-stiffness).addcmul_(w, x, value=-4 * quartic)
+        return -(0.5 * stiffness * bonds + quartic * sites), score
+
+    return energy
+
+
+def chain_score(target: Phi4Chain) -> Callable[[Tensor], Tensor]:
+    stiffness, _, _, quartic = target.native.params
+
+    def score(x: Tensor) -> Tensor:
+        return chain_laplace(x).mul_(-stiffness).addcmul_(x * x - 1, x, value=-4 * quartic)
+
+    return score
+
+
+def mixture_energy(target: GaussianMixture, like: Tensor) -> Energy:
+    """A diagonal mixture in the direct form, the arithmetic of the kernel."""
+    k, d = target.means.shape
+    params = torch.tensor(target.native.params).to(like)
+    log_scale, mean, precision = params.split([k, k * d, k * d])
+    mean, precision = mean.reshape(k, d), precision.reshape(k, d)
+
+    def energy(x: Tensor) -> tuple[Tensor, Tensor]:
+        gap = x[:, None] - mean  # (n, k, d)
+        pull = gap * precision
+        a = log_scale - 0.5 * torch.linalg.vecdot(gap, pull)  # (n, k)
+        log_prob = torch.logsumexp(a, 1)
+        responsibility = torch.exp(a - log_prob[:, None])
+        return log_prob, -torch.einsum("nk,nkd->nd", responsibility, pull)
+
+    return energy
+
+
+def mala_step(
+    energy: Energy, h: float, x: Tensor, log_prob: Tensor, score: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    noise = torch.randn_like(x)
+    y = torch.add(x, score, alpha=h).add_(noise, alpha=math.sqrt(2 * h))
+    log_prob_y, score_y = energy(y)
+    back = (x - y).sub_(score_y, alpha=h)
+    forth = 0.5 * torch.linalg.vecdot(noise, noise)
+    log_ratio = log_prob_y - log_prob + forth - torch.linalg.vecdot(back, back) / (4 * h)
+    return _move(torch.rand_like(log_prob).log() < log_ratio, (y, log_prob_y, score_y),
+                 (x, log_prob, score))  # fmt: skip
+
+
+def hmc_step(
+    energy: Energy, score_of: Callable[[Tensor], Tensor], eps: float, n_leapfrog: int,
+    x: Tensor, log_prob: Tensor, score: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    p = torch.randn_like(x)
+    before = torch.linalg.vecdot(p, p)
+    p.add_(score, alpha=eps / 2)
+    y = torch.add(x, p, alpha=eps)
+    for _ in range(n_leapfrog - 1):
+        p.add_(score_of(y), alpha=eps)
+        y.add_(p, alpha=eps)
+    log_prob_y, score_y = energy(y)
+    p.add_(score_y, alpha=eps / 2)
+    log_ratio = log_prob_y - log_prob + 0.5 * (before - torch.linalg.vecdot(p, p))
+    return _move(torch.rand_like(log_prob).log() < log_ratio, (y, log_prob_y, score_y),
+                 (x, log_prob, score))  # fmt: skip
+
+
+def _move(
+    accepted: Tensor, new: tuple[Tensor, Tensor, Tensor], old: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = accepted[:, None]
+    return (
+        torch.where(rows, new[0], old[0]),
+        torch.where(accepted, new[1], old[1]),
+        torch.where(rows, new[2], old[2]),
+    )
+
+
+def stepping(
+    step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
+    energy: Energy,
+    x: Tensor,
+) -> Callable[[int], Tensor]:
+    """run(n): n steps of (x, log p, score) from `x`."""
+    start = (x, *energy(x))
+
+    def run(n: int) -> Tensor:
+        state = start
+        for _ in range(n):
+            state = step(*state)
+        return state[0]
+
+    return run
+
+
+def half_sweep(
+    phi: Tensor, other: Tensor, right: Tensor, kappa: float, lam: float, width: float
+) -> Tensor:
+    """One colour of a periodic lattice φ⁴ field, given the other; `right`: rows where it sits at x + 1."""
+    around = torch.where(right, other.roll(-1, -1), other.roll(1, -1)).add_(other)
+    for axis in range(1, phi.ndim - 1):
+        around.add_(other.roll(1, axis)).add_(other.roll(-1, axis))
+    around.mul_(2 * kappa)
+    step = torch.rand_like(phi).sub_(0.5).mul_(2 * width)
+    new = phi + step
+    # S(new) − S(old) = (new − φ) [ (new + φ) (1 + λ (new² + φ² − 2)) − 2κ Σ φ_y ]
+    squares = torch.addcmul(new * new, phi, phi)
+    difference = squares.sub_(2).mul_(lam).add_(1).mul_(phi + new).sub_(around).mul_(step)
+    return torch.where(torch.rand_like(phi).log_() < difference.neg_(), new, phi)
+
+
+def colour_rows(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Rows along the last axis whose even sites are the odd columns: (*shape[:-1], 1)."""
+    axes = [torch.arange(length, device=device) for length in shape[:-1]]
+    total = torch.zeros((), dtype=torch.int64, device=device)
+    for index in torch.meshgrid(*axes, indexing="ij"):
+        total = total + index
+    return (total % 2 == 1)[..., None]
+
+
+def sweeping(
+    half: Callable[..., Tensor], target: Phi4, width: float, x: Tensor
+) -> Callable[[int], Tensor]:
+    """run(n): n sweeps of a field kept as two arrays, one per colour: (n, *shape[:-1], L / 2) each."""
+    right = colour_rows(target.shape, x.device)
+    left = ~right
+    pairs = x.unflatten(-1, (-1, 2))
+    start = (torch.where(right, pairs[..., 1], pairs[..., 0]),
+             torch.where(right, pairs[..., 0], pairs[..., 1]))  # fmt: skip
+
+    def run(n: int) -> Tensor:
+        even, odd = start
+        for _ in range(n):
+            even = half(even, odd, right, target.kappa, target.lam, width)
+            odd = half(odd, even, left, target.kappa, target.lam, width)
+        columns = (torch.where(right, odd, even), torch.where(right, even, odd))
+        return torch.stack(columns, -1).flatten(-2)
+
+    return run

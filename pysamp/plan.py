@@ -1,0 +1,138 @@
+"""The sizes of a Markov run: every argument of `sample` checked where the user's value enters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pysamp.distributed import World
+from pysamp.mcmc.base import Kernel, Tunable
+from pysamp.target import Target
+
+N_CHAINS, N_DRAWS, WARMUP = 256, 1000, 500  # defaults
+BLOCK_BYTES = 1 << 26  # of draws made by one fused call, of all chains together: 64 MiB
+BLOCK_STEPS = 128  # of one fused call: amortises its overhead, and a slow target still ticks
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sizes of a Markov run."""
+
+    n_chains: int
+    n_draws: int
+    warmup: int
+    thin: int
+    seed: int
+    event_shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def draw_bytes(self) -> int:
+        """One draw of all chains."""
+        numbers = self.n_chains * max(1, math.prod(self.event_shape))
+        return numbers * torch.finfo(self.dtype).bits // 8
+
+    def block(self) -> int:
+        """Draws of one fused call: a function of the sizes of the whole run, never of time."""
+        fits = min(BLOCK_BYTES // self.draw_bytes(), BLOCK_STEPS // self.thin)
+        return max(1, min(self.n_draws, fits))
+
+
+def make_plan(
+    target: Target,
+    here: World,
+    n_chains: int | None,
+    n_draws: int | None,
+    warmup: int | None,
+    thin: int,
+    seed: int,
+    x0: Tensor | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Plan:
+    event = tuple(target.event_shape)
+    if x0 is not None:
+        if not isinstance(x0, Tensor):
+            raise TypeError(f"x0 must be a Tensor, got {type(x0).__name__}")
+        n_chains = x0.shape[0] if n_chains is None and x0.ndim else n_chains
+        device, dtype = x0.device if device is None else device, dtype or x0.dtype
+    plan = Plan(
+        n_chains=positive(n_chains, "n_chains", N_CHAINS),
+        n_draws=positive(n_draws, "n_draws", N_DRAWS),
+        warmup=positive(warmup, "warmup", WARMUP, least=0),
+        thin=positive(thin, "thin", 1),
+        seed=check_seed(seed),
+        event_shape=event,
+        dtype=choose_dtype(dtype),
+        device=choose_device(device, here),
+    )
+    if here.size > plan.n_chains:
+        raise ValueError(
+            f"n_chains={plan.n_chains} is fewer than the {here.size} processes: each needs a chain"
+        )
+    if x0 is not None:
+        if tuple(x0.shape) != (plan.n_chains, *event):
+            raise ValueError(
+                f"x0 must have shape {(plan.n_chains, *event)} = (n_chains, *event_shape), "
+                f"got {tuple(x0.shape)}"
+            )
+        if x0.dtype != plan.dtype:
+            raise ValueError(f"x0 must have dtype {plan.dtype}, got {x0.dtype}")
+        if x0.device.type != plan.device.type:
+            raise ValueError(f"x0 must be on device {plan.device}, got {x0.device}")
+        bad = (~torch.isfinite(x0)).reshape(plan.n_chains, -1).any(1)
+        if bool(bad.any()):
+            chain = int(bad.nonzero()[0])
+            raise ValueError(
+                f"x0 must be finite, got {x0[chain].flatten()[:8].tolist()} at chain {chain}"
+            )
+    return plan
+
+
+def positive(value: int | None, name: str, default: int, least: int = 1) -> int:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
+
+
+def check_seed(seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int, got {seed!r}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+    return seed
+
+
+def choose_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    dtype = torch.float32 if dtype is None else dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+    return dtype
+
+
+def choose_device(device: torch.device | str | None, here: World) -> torch.device:
+    try:
+        found = torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be such as 'cpu' or 'cuda', got {device!r}") from error
+    if found.type != "cuda":
+        return found
+    if not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r} was asked for, but torch sees no CUDA device")
+    # Of several processes each has its own GPU, whatever index the shared script names.
+    return torch.device("cuda", here.local_rank if here.size > 1 else found.index or 0)
+
+
+def check_scale(kernel: Kernel, plan: Plan) -> None:
+    if isinstance(kernel, Tunable) and kernel.scale() is None and plan.warmup == 0:
+        raise ValueError(
+            f"{type(kernel).__name__} has no step size or width and warmup=0 leaves no steps to "
+            "adapt it: give one of the two"
+        )

@@ -1,0 +1,95 @@
+"""What a part of a run remembers: its walkers, and the sums of what the kernels reported.
+
+Sums are float64 and kept in checkpoints, so a resumed run reports the same acceptance to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pysamp.samples import join_tensors, split_tensors
+
+COSTS = ("evaluations", "gradients", "local_moves")
+COUNTS = ("nonfinite", *COSTS)  # summed over the steps; whatever else an Info reports is averaged
+
+
+@dataclass
+class Tally:
+    """What the kernels report of themselves, added up over the steps of a part."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    sums: dict[str, Tensor] = field(default_factory=dict)  # float64, on the CPU
+    once: dict[str, Any] = field(default_factory=dict)  # said once, such as the adapted scale
+
+    def add(self, values: dict[str, Tensor], steps: int) -> None:
+        """Add the report of `steps` steps: counts as they are, all else as a mean over them."""
+        for key, value in values.items():
+            term = value.detach().to("cpu", torch.float64) * (1 if key in COUNTS else steps)
+            self.sums[key] = self.sums[key] + term if key in self.sums else term
+        self.steps += steps
+
+    def means(self) -> dict[str, Tensor]:
+        return {k: v if k in COUNTS else v / max(1, self.steps) for k, v in self.sums.items()}
+
+
+def merge_info(counts: list[int], tallies: list[Tally]) -> dict[str, Any]:
+    """One report for all chains from the chains and the tally of each part, in chain order.
+
+    Values with an entry for each chain are joined; of others, counts are added and means averaged
+    over chains. Evaluations, gradients and local moves come out as totals.
+    """
+    info: dict[str, Any] = {}
+    means = [tally.means() for tally in tallies]
+    total = sum(counts)
+    for key in means[0]:
+        values = [mean[key] for mean in means]
+        if all(v.ndim > 0 and v.shape[0] == n for v, n in zip(values, counts, strict=True)):
+            info[key] = torch.cat(values)
+        elif key in COUNTS:
+            info[key] = torch.stack(values).sum(0)
+        else:
+            shares = zip(values, counts, strict=True)
+            info[key] = torch.stack([v * (n / total) for v, n in shares]).sum(0)
+        if key in COSTS:
+            info[key] = int(info[key].sum())
+    info["seconds"] = max(tally.seconds for tally in tallies)
+    for key, value in tallies[0].once.items():
+        rows = [tally.once[key] for tally in tallies]
+        per_row = isinstance(value, Tensor) and value.ndim > 0
+        info[key] = torch.cat(rows) if per_row else value
+    return info
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The walkers of a part after `n_draws` draws; trees of tensors and JSON."""
+
+    n_draws: int
+    state: dict[str, Any]
+    kernel: dict[str, Any]
+    tally: Tally
+
+
+def encode(checkpoint: Checkpoint) -> bytes:
+    """A checkpoint as one safetensors file."""
+    tree = {"n_draws": checkpoint.n_draws, "state": checkpoint.state, "kernel": checkpoint.kernel}
+    tree |= {"tally": vars(checkpoint.tally)}
+    tensors: dict[str, Tensor] = {}
+    header = split_tensors(tree, "run", tensors)
+    owned = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    return save(owned, {"run": json.dumps(header)})
+
+
+def decode(data: bytes) -> Checkpoint:
+    """The inverse of `encode`; tensors come back on the CPU."""
+    # The header of the format: its length as 8 bytes, then JSON.
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    tree = join_tensors(json.loads(metadata["run"]), "run", load(data))
+    return Checkpoint(tree["n_draws"], tree["state"], tree["kernel"], Tally(**tree["tally"]))
