@@ -145,9 +145,10 @@ template <class T, int N> bool view_of(PyObject* object, View<T, N>& view) {
   if (device_type != kModuleDevice)
     throw py::value_error(std::string("expected a ") + kModuleDeviceName +
                           " tensor, got one on another device");
-  int64_t expected = 1;
+  int64_t expected = 1, numbers = 1;
+  for (int i = 0; i < N; ++i) numbers *= shape[i];
   for (int i = N - 1; i >= 0; --i) {
-    if (shape[i] > 1 && strides[i] != expected)
+    if (numbers > 0 && shape[i] > 1 && strides[i] != expected)
       throw py::value_error("expected a contiguous tensor, got strides " + shape_text(N, strides) +
                             " for shape " + shape_text(N, shape));
     expected *= shape[i];

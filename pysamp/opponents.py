@@ -1,8 +1,10 @@
 """Plain torch at its best: what the native kernels are timed against.
 
-Written as by someone who needs no equal numbers: torch's own generators, analytic gradients, updates in
-place, a lattice kept as two arrays of one colour each. Nothing samples with this file. It is the one
-place besides rng.py that draws random numbers; who calls it puts torch's generators back afterwards.
+Written as by someone who needs no equal numbers: torch's own generators, analytic gradients,
+updates in place, a lattice kept as two arrays of one colour each. Nothing samples with this file. It is
+the one place besides rng.py that draws numbers; its callers put torch's generators back afterwards.
+
+Conventions are those of mcmc/: Langevin steps x + h ∇log p + √(2h) ξ, proposals x + δ (2u − 1).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 from pysamp.targets import GaussianMixture, Phi4, Phi4Chain
 
 Energy = Callable[[Tensor], tuple[Tensor, Tensor]]  # x (n, d) -> log p (n,), score (n, d)
+Walkers = tuple[Tensor, Tensor, Tensor]  # x (n, d), log p (n,), score (n, d)
 
 
 def chain_laplace(x: Tensor) -> Tensor:
@@ -65,9 +68,62 @@ def mixture_energy(target: GaussianMixture, like: Tensor) -> Energy:
     return energy
 
 
-def mala_step(
-    energy: Energy, h: float, x: Tensor, log_prob: Tensor, score: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def expanded_mixture_energy(target: GaussianMixture, like: Tensor) -> Energy:
+    """The same with expanded squares: two matrix products, and digits lost far from the origin."""
+    k, d = target.means.shape
+    params = torch.tensor(target.native.params).to(like)
+    log_scale, mean, precision = params.split([k, k * d, k * d])
+    mean, precision = mean.reshape(k, d), precision.reshape(k, d)
+    scaled = precision * mean  # (k, d)
+    constant = log_scale - 0.5 * torch.linalg.vecdot(scaled, mean)
+
+    def energy(x: Tensor) -> tuple[Tensor, Tensor]:
+        a = torch.addmm(constant, x, scaled.T).addmm_(x * x, precision.T, alpha=-0.5)  # (n, k)
+        log_prob = torch.logsumexp(a, 1)
+        responsibility = a.sub_(log_prob[:, None]).exp_()
+        return log_prob, (responsibility @ scaled).addcmul_(x, responsibility @ precision, value=-1)
+
+    return energy
+
+
+def by_autograd(log_prob: Callable[[Tensor], Tensor]) -> Energy:
+    """An energy from a density alone, as most scripts have it."""
+
+    def energy(x: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = x.detach().requires_grad_(True)
+        value = log_prob(leaf)
+        (score,) = torch.autograd.grad(value.sum(), leaf)
+        return value.detach(), score
+
+    return energy
+
+
+def chain_log_prob(target: Phi4Chain) -> Callable[[Tensor], Tensor]:
+    stiffness, _, _, quartic = target.native.params
+
+    def log_prob(x: Tensor) -> Tensor:
+        bonds = torch.nn.functional.pad(x, (1, 1)).diff(dim=1)  # (n, d + 1)
+        return -(0.5 * stiffness * (bonds**2).sum(1) + quartic * ((x * x - 1) ** 2).sum(1))
+
+    return log_prob
+
+
+def mixture_log_prob(target: GaussianMixture, like: Tensor) -> Callable[[Tensor], Tensor]:
+    mean, scale = target.means.to(like), target.covariances.sqrt().to(like)
+    return torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(probs=target.mode_weights.to(like)),
+        torch.distributions.Independent(torch.distributions.Normal(mean, scale), 1),
+        validate_args=False,
+    ).log_prob
+
+
+def ula_step(energy: Energy, h: float, x: Tensor, log_prob: Tensor, score: Tensor) -> Walkers:
+    noise = torch.randn_like(x)
+    y = torch.add(x, score, alpha=h).add_(noise, alpha=math.sqrt(2 * h))
+    return (y, *energy(y))
+
+
+def mala_step(energy: Energy, h: float, x: Tensor, log_prob: Tensor, score: Tensor) -> Walkers:
     noise = torch.randn_like(x)
     y = torch.add(x, score, alpha=h).add_(noise, alpha=math.sqrt(2 * h))
     log_prob_y, score_y = energy(y)
@@ -81,7 +137,7 @@ def mala_step(
 def hmc_step(
     energy: Energy, score_of: Callable[[Tensor], Tensor], eps: float, n_leapfrog: int,
     x: Tensor, log_prob: Tensor, score: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> Walkers:  # fmt: skip
     p = torch.randn_like(x)
     before = torch.linalg.vecdot(p, p)
     p.add_(score, alpha=eps / 2)
@@ -96,9 +152,7 @@ def hmc_step(
                  (x, log_prob, score))  # fmt: skip
 
 
-def _move(
-    accepted: Tensor, new: tuple[Tensor, Tensor, Tensor], old: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _move(accepted: Tensor, new: Walkers, old: Walkers) -> Walkers:
     rows = accepted[:, None]
     return (
         torch.where(rows, new[0], old[0]),
@@ -107,11 +161,7 @@ def _move(
     )
 
 
-def stepping(
-    step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
-    energy: Energy,
-    x: Tensor,
-) -> Callable[[int], Tensor]:
+def stepping(step: Callable[..., Walkers], energy: Energy, x: Tensor) -> Callable[[int], Tensor]:
     """run(n): n steps of (x, log p, score) from `x`."""
     start = (x, *energy(x))
 
@@ -127,7 +177,7 @@ def stepping(
 def half_sweep(
     phi: Tensor, other: Tensor, right: Tensor, kappa: float, lam: float, width: float
 ) -> Tensor:
-    """One colour of a periodic lattice φ⁴ field, given the other; `right`: rows where it sits at x + 1."""
+    """One colour of a periodic φ⁴ field, given the other; `right`: rows where it sits at x + 1."""
     around = torch.where(right, other.roll(-1, -1), other.roll(1, -1)).add_(other)
     for axis in range(1, phi.ndim - 1):
         around.add_(other.roll(1, axis)).add_(other.roll(-1, axis))
@@ -138,6 +188,21 @@ def half_sweep(
     squares = torch.addcmul(new * new, phi, phi)
     difference = squares.sub_(2).mul_(lam).add_(1).mul_(phi + new).sub_(around).mul_(step)
     return torch.where(torch.rand_like(phi).log_() < difference.neg_(), new, phi)
+
+
+def masked_sweep(
+    phi: Tensor, colours: tuple[Tensor, Tensor], kappa: float, lam: float, width: float
+) -> Tensor:
+    """Both colours in turn, each by a pass over the whole lattice, half of it for nothing."""
+    for mask in colours:
+        around = torch.zeros_like(phi)
+        for axis in range(1, phi.ndim):
+            around.add_(phi.roll(1, axis)).add_(phi.roll(-1, axis))
+        new = phi + (torch.rand_like(phi) * 2 - 1) * width
+        terms = [v * v + lam * (v * v - 1) ** 2 - 2 * kappa * v * around for v in (phi, new)]
+        move = (torch.rand_like(phi).log_() < terms[0] - terms[1]) & mask
+        phi = torch.where(move, new, phi)
+    return phi
 
 
 def colour_rows(shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -152,7 +217,7 @@ def colour_rows(shape: tuple[int, ...], device: torch.device) -> Tensor:
 def sweeping(
     half: Callable[..., Tensor], target: Phi4, width: float, x: Tensor
 ) -> Callable[[int], Tensor]:
-    """run(n): n sweeps of a field kept as two arrays, one per colour: (n, *shape[:-1], L / 2) each."""
+    """run(n): n sweeps of a field kept as two arrays, one a colour: (n, *shape[:-1], L / 2)."""
     right = colour_rows(target.shape, x.device)
     left = ~right
     pairs = x.unflatten(-1, (-1, 2))

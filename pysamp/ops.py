@@ -62,8 +62,12 @@ def native(
                 return reference(*arguments)
             try:
                 return kernel(module, *arguments)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"pysamp.{name}: {error}") from None
+            except ValueError as error:
+                raise ValueError(f"pysamp.{name}: {error}") from None
+            except TypeError as error:  # pybind11 lists the overloads, then prints whole tensors
+                accepted = str(error).split("\n\nInvoked with")[0]
+                got = ", ".join(_describe(a) for a in arguments)
+                raise TypeError(f"pysamp.{name}: no kernel for ({got}); {accepted}") from None
 
         _library.define(schema)
         _library.impl(name, implementation, "CPU")
@@ -82,6 +86,12 @@ def native(
     return register
 
 
+def _describe(argument: Any) -> str:
+    if isinstance(argument, Tensor):
+        return f"Tensor[{str(argument.dtype).removeprefix('torch.')}, {argument.ndim}d]"
+    return repr(argument)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
     outputs = output if isinstance(output, tuple) else (output,)
@@ -94,6 +104,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _backward(
     reference: Callable[..., Any], vjp: Callable[..., Any] | None, ctx: Any, *grads: Tensor | None
 ) -> tuple[Tensor | None, ...]:
+    if all(g is None for g in grads):
+        return tuple(None for _ in ctx.is_tensor)
     saved = ctx.saved_tensors
     tensors, outputs = saved[: ctx.n_inputs], saved[ctx.n_inputs :]
     needed = [n for n, t in zip(ctx.needs_input_grad, ctx.is_tensor, strict=True) if t]

@@ -1,25 +1,20 @@
 """Native kernels against pure torch on this machine, in half a minute: what `pysamp bench` runs.
 
-The same work is done in up to three ways. "native" is the compiled kernel. "torch" is the definition that
-it equals, number for number, which pays for that with a Philox generator in int64 arithmetic. "torch
-eager" is the fastest plain torch known here, as written by someone who needs no equal numbers: torch's
-own generator, analytic gradients, updates in place. The last one is the fair opponent.
-
-Ways that disagree are not timed: a case compares them first, to the last bit where the kernel promises
-it and by the law of the results where the random numbers differ. Timed calls go round the ways in turn, so
-that a disturbance hits all of them. benchmarks/ builds its larger cases from the pieces of this file.
+The same work is done in up to three ways. "native" is the compiled kernel. "torch" is the
+definition it equals, number for number; equality costs that one a Philox generator in int64 arithmetic. "torch
+eager" is the fastest plain torch known here (opponents.py), which draws its own random numbers: the
+fair opponent. benchmarks/ builds its larger cases from the pieces of this file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import platform
 import re
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,178 +22,17 @@ import torch
 from torch import Tensor
 
 from pysamp import __version__ as version
-from pysamp import _native, rng
+from pysamp import _native, opponents, rng
 from pysamp.mcmc.base import Kernel, State
 from pysamp.mcmc.hmc import HMC
 from pysamp.mcmc.langevin import MALA
 from pysamp.mcmc.metropolis import Metropolis
-from pysamp.opponents import (
-    chain_energy,
-    chain_score,
-    half_sweep,
-    hmc_step,
-    mala_step,
-    mixture_energy,
-    stepping,
-    sweeping,
-)
+from pysamp.opponents import stepping
 from pysamp.target import Target
 from pysamp.targets import GaussianMixture, Phi4, Phi4Chain
+from pysamp.timing import Case, Variant, check, interleave
 
 SEED = 20  # of every start and every check: a check passes for ever or fails for ever
-
-
-class Disagreement(RuntimeError):
-    """Two ways to do the same work gave different results: their times mean nothing."""
-
-
-# ---------------------------------------------------------------------------- cases
-@dataclass(frozen=True)
-class Variant:
-    """One way to do the work: run(n) makes n steps from the same start and returns where they lead."""
-
-    name: str
-    run: Callable[[int], Any]
-    steps: int  # of a timed call
-    agree: Literal["equal", "close", "law"] = "law"  # with the first variant of the case
-    dtype: str = "float32"
-    threads: int | None = None  # where it differs from that of the process
-
-
-@dataclass(frozen=True)
-class Case:
-    """The same work in several ways; the first variant is the definition."""
-
-    name: str
-    size: str
-    unit: str
-    work: float  # units in one step
-    variants: tuple[Variant, ...]
-    observe: Callable[[Tensor], dict[str, Tensor]]  # result -> independent numbers, (n,) each
-    check_steps: int = 3
-
-
-def check(case: Case) -> None:
-    """Raise Disagreement unless every variant gives what the first one gives."""
-    definition, *others = case.variants
-    expected = _tensors(definition.run(case.check_steps))
-    if not all(bool(torch.isfinite(t).all()) for t in expected):
-        raise Disagreement(f"{case.name}: {definition.name} gives numbers that are not finite")
-    for variant in others:
-        found = _tensors(variant.run(case.check_steps))
-        where = f"{case.name}: {variant.name} against {definition.name}"
-        if [f.shape for f in found] != [e.shape for e in expected]:
-            shapes = [tuple(t.shape) for t in (*found, *expected)]
-            raise Disagreement(f"{where}: shapes {shapes}")
-        if variant.agree == "law":
-            _check_law(case.observe(found[0]), case.observe(expected[0]), where)
-        else:
-            for f, e in zip(found, expected, strict=True):
-                _check_rows(f, e, where, exact=variant.agree == "equal")
-
-
-def _tensors(result: Any) -> list[Tensor]:
-    parts = result if isinstance(result, tuple) else (result,)
-    return [torch.as_tensor(part) for part in parts]
-
-
-def _check_rows(found: Tensor, expected: Tensor, where: str, *, exact: bool) -> None:
-    if exact:
-        if not torch.equal(found, expected):
-            differ = float((found != expected).double().mean())
-            raise Disagreement(f"{where}: {differ:.2%} of the numbers differ")
-        return
-    scale = 1e-5 if expected.dtype == torch.float32 else 1e-12
-    near = (found - expected).abs() <= scale * expected.abs().max().clamp_min(1)
-    rows = near.reshape(len(near), -1).all(1)
-    # Rounding may turn an accept decision: about one in 10⁴ where log p is of order 100 in float32.
-    if float(rows.double().mean()) < 0.998:
-        raise Disagreement(f"{where}: {int((~rows).sum())} of {len(rows)} rows differ")
-
-
-def _check_law(found: dict[str, Tensor], expected: dict[str, Tensor], where: str) -> None:
-    """Means over independent numbers, to five standard errors of their difference."""
-    for name, e in expected.items():
-        f, e = found[name].double().cpu(), e.double().cpu()
-        gap = float((f.mean() - e.mean()).abs())
-        bound = 5 * math.sqrt(float(f.var() / len(f) + e.var() / len(e)))
-        if not gap <= bound:  # also where it is NaN
-            raise Disagreement(
-                f"{where}: mean {name} {float(f.mean()):.6g} and {float(e.mean()):.6g} differ by more "
-                f"than five standard errors, {bound:.2g}"
-            )
-
-
-# ---------------------------------------------------------------------------- clocks
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one call, a number per repeat."""
-
-    seconds: tuple[float, ...]  # by `clock`
-    wall: tuple[float, ...]
-    clock: Literal["cpu", "wall", "cuda events"]
-    calls: int  # in one repeat
-    first: float  # wall seconds of the very first call: compilation is in it
-
-    def quartiles(self) -> tuple[float, float, float]:
-        """Lower quartile, median, upper quartile."""
-        if len(self.seconds) < 2:
-            return (self.seconds[0],) * 3
-        q1, median, q3 = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return q1, median, q3
-
-
-def interleave(
-    runs: Mapping[str, Callable[[], Any]], *, repeats: int, seconds: float, device: torch.device
-) -> dict[str, Timing]:
-    """Time several calls in turn, each for about `seconds` a repeat.
-
-    The clock is CUDA events on a GPU; on the CPU it is the CPU time of the process where torch has one
-    thread, which other processes do not disturb, and wall time where it has more.
-    """
-    single = torch.get_num_threads() == 1
-    clock: Literal["cpu", "wall", "cuda events"] = (
-        "cuda events" if device.type == "cuda" else "cpu" if single else "wall"
-    )
-    first, calls = {}, {}
-    for name, run in runs.items():
-        first[name] = _time(run, 1, device)[1]
-        once = min(_time(run, 1, device)[1] for _ in range(2))
-        calls[name] = max(1, min(100_000, math.ceil(seconds / max(once, 1e-9))))
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    names = list(runs)
-    for repeat in range(repeats):
-        turn = repeat % len(names)
-        for name in names[turn:] + names[:turn]:
-            samples[name].append(_time(runs[name], calls[name], device))
-    return {
-        name: Timing(
-            tuple((wall if clock == "wall" else own) / calls[name] for own, wall in pairs),
-            tuple(wall / calls[name] for _, wall in pairs),
-            clock,
-            calls[name],
-            first[name],
-        )
-        for name, pairs in samples.items()
-    }
-
-
-def _time(run: Callable[[], Any], calls: int, device: torch.device) -> tuple[float, float]:
-    """Device or CPU seconds, and wall seconds, of `calls` calls."""
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(device)
-        wall = time.perf_counter()
-        start.record()
-        for _ in range(calls):
-            run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3, time.perf_counter() - wall
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(calls):
-        run()
-    return time.process_time() - cpu, time.perf_counter() - wall
 
 
 # ---------------------------------------------------------------------------- building cases
@@ -278,9 +112,8 @@ def fill(name: str, opponent: Callable[..., Tensor], n: int, device: torch.devic
     def observe(x: Tensor) -> dict[str, Tensor]:
         return {"value": x.flatten(), "square": x.flatten() ** 2}
 
-    return Case(
-        f"{name}_fill", f"{n} numbers", "number", math.prod(shape), tuple(variants), observe
-    )
+    size, work = f"{n} numbers", math.prod(shape)
+    return Case(f"{name}_fill", size, "number", work, tuple(variants), observe)
 
 
 def phi4_sites(
@@ -292,7 +125,7 @@ def phi4_sites(
     target, kernel = Phi4(shape, kappa=kappa, lam=0.5), Metropolis(width=1.2, moves="site")
     x = rng.normal((n_chains, *shape), seed=SEED, stream="start", device=device, dtype=dtype)
     state = chain_start(kernel, target, x, 20)
-    eager = sweeping(half_sweep, target, 1.2, state.x)
+    eager = opponents.sweeping(opponents.half_sweep, target, 1.2, state.x)
     sites = math.prod(shape)
     return of_chain(name, "site update", sites, kernel, target, state, eager, steps)
 
@@ -312,8 +145,8 @@ def mala_chain(
     steps: tuple[int, int, int] = (1, 50, 10),
 ) -> Case:  # fmt: skip
     """MALA on the φ⁴ chain with d = 100."""
-    state, energy = on_chain(n_chains, device, dtype), chain_energy(CHAIN)
-    eager = stepping(lambda *s: mala_step(energy, MALA_STEP, *s), energy, state.x)
+    state, energy = on_chain(n_chains, device, dtype), opponents.chain_energy(CHAIN)
+    eager = stepping(lambda *s: opponents.mala_step(energy, MALA_STEP, *s), energy, state.x)
     return of_chain(name, "step·dim", 100, MALA(MALA_STEP), CHAIN, state, eager, steps)
 
 
@@ -321,9 +154,11 @@ def hmc_chain(
     name: str, n_chains: int, device: torch.device, steps: tuple[int, int, int] = (1, 20, 2)
 ) -> Case:
     """HMC with 10 leapfrog steps on the φ⁴ chain with d = 100."""
-    state, energy = on_chain(n_chains, device, torch.float32), chain_energy(CHAIN)
-    score, kernel = chain_score(CHAIN), HMC(HMC_STEP, n_leapfrog=10)
-    eager = stepping(lambda *s: hmc_step(energy, score, HMC_STEP, 10, *s), energy, state.x)
+    state, energy = on_chain(n_chains, device, torch.float32), opponents.chain_energy(CHAIN)
+    score, kernel = opponents.chain_score(CHAIN), HMC(HMC_STEP, n_leapfrog=10)
+    eager = stepping(
+        lambda *s: opponents.hmc_step(energy, score, HMC_STEP, 10, *s), energy, state.x
+    )
     return of_chain(name, "leapfrog·dim", 1000, kernel, CHAIN, state, eager, steps)
 
 
@@ -344,10 +179,9 @@ def mala_mixture(
     target, h = mixture(k, d), 0.3 * d ** (-1 / 3)
     kernel = MALA(h)
     state = chain_start(kernel, target, target.sample(n_chains, seed=SEED, device=device), 1)
-    energy = mixture_energy(target, state.x)
-    eager = stepping(lambda *s: mala_step(energy, h, *s), energy, state.x)
-    case = of_chain(name, "step", 1, kernel, target, state, eager, steps, agree="close")
-    return case
+    energy = opponents.mixture_energy(target, state.x)
+    eager = stepping(lambda *s: opponents.mala_step(energy, h, *s), energy, state.x)
+    return of_chain(name, "step", 1, kernel, target, state, eager, steps, agree="close")
 
 
 # ---------------------------------------------------------------------------- the quick benchmark
@@ -357,7 +191,7 @@ def quick(
     """Check and time five cases on the CPU; JSON values: rates are work per second.
 
     One thread is timed in CPU time, which holds on a machine that does other things meanwhile.
-    Raises Disagreement where a native kernel and its definition differ.
+    Raises DisagreementError where a native kernel and its definition differ.
     """
     device = torch.device("cpu")
     begin = time.perf_counter()
@@ -399,7 +233,7 @@ def _threads(n: int) -> Iterator[None]:
 
 def _quick_row(case: Case, seconds: float, repeats: int, device: torch.device) -> dict[str, Any]:
     check(case)
-    runs = {v.name: lambda v=v: v.run(v.steps) for v in case.variants}  # type: ignore[misc]
+    runs = {v.name: functools.partial(v.run, v.steps) for v in case.variants}
     timings = interleave(runs, repeats=repeats, seconds=seconds, device=device)
     rate = {v.name: case.work * v.steps / timings[v.name].quartiles()[1] for v in case.variants}
     agree = {v.name: v.agree for v in case.variants}
@@ -450,14 +284,20 @@ def text(report: dict[str, Any]) -> str:
             line += f"   torch {row['native/torch']:.0f}×, eager {row['native/torch eager']:.1f}×"
         lines.append(line)
     units = ", ".join(dict.fromkeys(f"{row['unit']}s" for row in report["cases"]))
-    lines += ["", f"In {units} per second.", "torch: the definition that the kernels are checked against,"
-              " equal to the last bit (mixture: to rounding).",
-              "eager: the fastest plain torch we could write, with torch's own random numbers."]  # fmt: skip
+    lines += ["", f"In {units} per second.", *_LEGEND]
     if report["native"]:
         lines.append("Before timing, all three were found to agree.")
     else:
-        lines.append("Without native kernels only the two torch columns exist; see: pysamp doctor")
+        lines.append(
+            "No native kernels: only the torch columns exist; for the cause: pysamp doctor"
+        )
     return "\n".join(lines)
+
+
+_LEGEND = (
+    "torch: the definition that the kernels equal to the last bit (mixture: to rounding).",
+    "eager: the fastest plain torch we could write, with torch's own random numbers.",
+)
 
 
 def si(rate: float | None) -> str:

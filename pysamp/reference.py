@@ -170,7 +170,7 @@ def bits(
     like: Tensor, n_chains: int, n: int, seed: int, step: int, stream: int, first_chain: int, first: int
 ) -> Tensor:
     words, offset = _blocks(n, 4, n_chains, seed, step, stream, first_chain, first, like.device)
-    return _signed32(words.reshape(n_chains, -1)[:, offset : offset + n])
+    return _signed32(words.flatten(1)[:, offset : offset + n])
 
 
 def _joined(words: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ def uniform(
         out = _mantissa_to_unit(words >> 9, dtype)
     else:
         out = _mantissa_to_unit((_joined(words) >> 12) & 0xFFFFFFFFFFFFF, dtype)
-    return out.reshape(n_chains, -1)[:, offset : offset + n].contiguous()
+    return out.flatten(1)[:, offset : offset + n].contiguous()
 
 
 def log_uniform(
@@ -199,7 +199,7 @@ def log_uniform(
         u = _unit_for_log(words)
     else:
         u = _mantissa_to_unit((_joined(words) >> 12) & 0xFFFFFFFFFFFFF, dtype)
-    return log_portable(u.reshape(n_chains, -1)[:, offset : offset + n].contiguous())
+    return log_portable(u.flatten(1)[:, offset : offset + n].contiguous())
 
 
 def normal(
@@ -219,7 +219,7 @@ def normal(
             u.contiguous(), v.contiguous() * 2.0 - 1.0, (both[..., 1::2] & 1).bool()
         )
     out = torch.stack((first_of_pair, second), dim=-1)  # (n_chains, blocks, pairs, 2)
-    return out.reshape(n_chains, -1)[:, offset : offset + n].contiguous()
+    return out.flatten(1)[:, offset : offset + n].contiguous()
 
 
 # --- Sums in a fixed order (csrc/launch.h) ---------------------------------------------------------
@@ -231,9 +231,10 @@ def sum32(x: Tensor) -> Tensor:
     if m > 4096:
         chunks = [sum32(x[:, begin : begin + 4096]) for begin in range(0, m, 4096)]
         return sum32(torch.stack(chunks, dim=1))
-    padded = torch.nn.functional.pad(x, (0, -m % 32 if m else 32)).reshape(n, -1, 32)
+    rounds = max(1, (m + 31) // 32)
+    padded = torch.nn.functional.pad(x, (0, 32 * rounds - m)).reshape(n, rounds, 32)
     part = padded[:, 0]
-    for k in range(1, padded.shape[1]):
+    for k in range(1, rounds):
         part = part + padded[:, k]
     for half in (16, 8, 4, 2, 1):
         part = part[:, :half] + part[:, half : 2 * half]

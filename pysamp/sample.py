@@ -139,7 +139,7 @@ def resume(
     if manifest["status"] == "done":
         return store.read(path, t)
     _warn_of_changes(path, manifest)
-    device, dtype = manifest["device"], config["dtype"]
+    device, dtype = manifest.get("device"), config["dtype"]
     with _native.backend(manifest["info"]["backend"]):  # the same bits need the same kernels
         if not isinstance(k, Kernel):
             kind = None if dtype is None else getattr(torch, dtype)

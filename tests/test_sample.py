@@ -245,7 +245,12 @@ class Exact:
     def sample(self, target, n: int, *, seed: int) -> Samples:
         x = target.sample(n, seed=seed)[:, None]
         weight = torch.linspace(-1, 0, n, dtype=torch.float64)[:, None] if self.weighted else None
-        info = {"evaluations": n, "log_z": 0.0, "log_z_error": 0.1, "accept": torch.rand(n)}
+        info = {
+            "evaluations": n,
+            "log_z": 0.0,
+            "log_z_error": 0.1,
+            "accept": torch.linspace(0.1, 1, n),
+        }
         return Samples(x, target.log_prob(x[:, 0])[:, None], weight, info)
 
 

@@ -344,7 +344,12 @@ def test_checkpoint_round_trip(tmp_path):
     tally = store.Tally(once={"scale": torch.tensor([0.1, 0.2])})
     tally.add({"accept": torch.tensor([0.5, 1.0]), "nonfinite": torch.tensor([1, 0])}, 4)
     tally.add({"accept": torch.tensor([1.0, 0.0]), "nonfinite": torch.tensor([0, 2])}, 12)
-    state = {"x": torch.randn(2, 3), "score": None, "step": 2**40, "aux": {"a": torch.arange(2)}}
+    state = {
+        "x": torch.arange(6.0).reshape(2, 3) / 7,
+        "score": None,
+        "step": 2**40,
+        "aux": {"a": torch.arange(2)},
+    }
     store.save_checkpoint(
         tmp_path / "run", 0, store.Checkpoint(16, state, {"scale": 0.1 + 0.2}, tally)
     )
@@ -363,7 +368,8 @@ def test_checkpoint_round_trip(tmp_path):
 
 # ------------------------------------------------------------------------- descriptions
 def test_descriptions_rebuild_to_the_same_bits():
-    target = GaussianMixture(torch.randn(3, 2), torch.rand(3, 2) + 0.1, torch.rand(3))
+    thirds = torch.arange(1, 7, dtype=torch.float64).reshape(3, 2) / 3  # no short decimals
+    target = GaussianMixture(thirds, thirds + 0.1, torch.tensor([0.25, 0.25, 0.5]))
     tree = json.loads(json.dumps(describe(target)))
     again = rebuild(tree)
     assert differences(tree, describe(again)) == []

@@ -28,11 +28,13 @@ template <class S> struct Fput {
   template <class R> HD R left(const R* x, int64_t i) const { return x[i == 0 ? n : i - 1]; }
 
   template <class G> HD typename G::Real log_prob(const G& g, const typename G::Real* x) const {
-    return g.sum(n + 1, [&](int64_t i) { return spring(x[i] - left(x, i)); }) * -beta;
+    return g.sum(n + 1, [&](int64_t i) INLINE { return spring(x[i] - left(x, i)); }) * -beta;
   }
   template <class G>
   HD void score(const G& g, const typename G::Real* x, typename G::Real* s) const {
-    g.each(n, [&](int64_t i) { s[i] = (slope(x[i + 1] - x[i]) - slope(x[i] - left(x, i))) * beta; });
+    g.each(n, [&](int64_t i) INLINE {
+      s[i] = (slope(x[i + 1] - x[i]) - slope(x[i] - left(x, i))) * beta;
+    });
   }
   template <class G>
   HD typename G::Real log_prob_and_score(const G& g, const typename G::Real* x,

@@ -1,9 +1,9 @@
 """The Fermi–Pasta–Ulam–Tsingou chain (Los Alamos report LA-1940, 1955) with its native energy.
 
-    log p(x) = −β Σ_{i=0}^{n} V(x_i − x_{i−1}),   V(r) = ½ r² + (a/3) r³ + (b/4) r⁴,   x_{−1} = x_n = 0
+    log p(x) = −β Σ_{i=0}^{n} V(x_i − x_{i−1}),   V(r) = ½ r² + (a/3) r³ + (b/4) r⁴,
 
-The torch text below is the definition. fput.cpp states the same operations in the same order, so that
-fused native chains and torch chains are equal to the last bit.
+with walls x_{−1} = x_n = 0. The torch text below is the definition. fput.cpp states the same
+operations in the same order, so that native chains and torch chains are equal to the last bit.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-import pysamp  # noqa: F401  before the extension, which then shares its OpenMP runtime
-import _fput  # isort: skip
 from pysamp.ops import sum32
 from pysamp.target import NativeEnergy
+
+import _fput  # isort: skip  (after torch, whose OpenMP runtime it then shares)
 
 
 @dataclass(frozen=True)

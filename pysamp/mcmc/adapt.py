@@ -48,7 +48,7 @@ class DualAveraging:
 
     @classmethod
     def start(cls, scale: Tensor | float, target: float) -> DualAveraging:
-        """Begin at `scale`, which is also μ (Hoffman and Gelman: 10 times it, for want of a search)."""
+        """Begin at `scale`, which is also μ (theirs is 10 times it)."""
         if not 0 < target < 1:
             raise ValueError(f"target must lie in (0, 1), got {target}")
         values = torch.as_tensor(scale, dtype=torch.float64)
@@ -103,9 +103,9 @@ def warm_up(
     """Make n_steps steps and return the kernel with the scale found, the state, and a report.
 
     A kernel without a scale, or with one given, only runs. Otherwise a coarse search brackets the
-    acceptance aimed at; dual averaging goes on from there, beginning afresh in windows that double in
-    length, so that the way in from the starting points is forgotten; and the last third of the steps
-    runs at the averaged scale. A ladder is spaced anew at the end of each window but the last.
+    acceptance aimed at; dual averaging goes on from there, beginning afresh in windows that double
+    in length, to forget the way in from the starting points; and the last third of the steps runs
+    at the averaged scale. A ladder is spaced anew at the end of each window but the last.
 
     gather: rows of this process -> rows of all processes in global order; None for one process.
     progress: called with the number of steps just made.

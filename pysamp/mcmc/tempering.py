@@ -69,17 +69,17 @@ class ParallelTempering:
 
     betas: the ladder, 1 = β₀ > β₁ > … ≥ 0. Without it, n_rungs powers from 1 to beta_min with a
     constant ratio, which warm-up spaces so that all pairs swap equally often. β = 0 is the flat
-    density: it needs a target of bounded support. `adapt_ladder` says whether warm-up moves the inner
-    rungs, if not by this rule.
+    density: it needs a target of bounded support. `adapt_ladder` says whether warm-up moves the
+    inner rungs, if not by this rule.
     swap_every: transitions of the kernel between swaps; one step of this kernel is all of them.
     The scale of `kernel` is a number, one per rung (K,), or one per chain and rung (n_chains, K),
     which is what warm-up finds; it belongs to the rung, not to the walker.
 
-    The state has n_chains rows, the copies at β = 1, and in `aux`, chain first: "x" (n_chains, K, …),
-    "log_prob" of p itself, "score" of p^β and "rung", all by walker; "ladder" and "label" by rung;
-    and "round_trips" so far. `Info.extra` has "swap_accept" (n_chains, K − 1), the mean probability
-    to swap, "rung_accept" (n_chains, K), and "round_trip_rate" (n_chains,), travels of any copy from
-    β = 1 to the other end and back, per step. `Info.accept` is that of the rung at β = 1.
+    The state has n_chains rows, the copies at β = 1, and in `aux`, chain first: by walker "x"
+    (n_chains, K, …), "log_prob" of p itself, "score" of p^β and "rung"; by rung "ladder" and
+    "label"; and "round_trips" so far. `Info.extra` has "swap_accept" (n_chains, K − 1), the mean probability
+    to swap, "rung_accept" (n_chains, K), and "round_trip_rate" (n_chains,), how often per step a copy
+    was back from the other end at β = 1. `Info.accept` is that of the rung at β = 1.
     Cost: K · swap_every transitions of the kernel a step.
 
     Raises ValueError, TypeError for a ladder, a count or a kernel that cannot be used.
@@ -299,8 +299,8 @@ class ParallelTempering:
             return None
         if scale.shape not in (ladder.shape[1:], ladder.shape):
             raise ValueError(
-                f"scale of the kernel must be a number, one per rung ({ladder.shape[1]},) or one per "
-                f"chain and rung {tuple(ladder.shape)}, got shape {tuple(scale.shape)}"
+                f"scale of the kernel must be a number, one per rung ({ladder.shape[1]},) or one "
+                f"per chain and rung {tuple(ladder.shape)}, got shape {tuple(scale.shape)}"
             )
         return scale.to(ladder).expand_as(ladder)
 

@@ -1,0 +1,265 @@
+"""The same work by other people's libraries: JAX, blackjax, numba. Each is a pair: setup_x(...) -> run_x(n).
+
+Written as a competent user writes them: one `jit` around a `lax.scan` over the steps, gradients by
+JAX, the lattice kept as two arrays of one colour each. run_x(n) makes n steps from the same start and
+returns a NumPy array; a number of steps is compiled once. Peers draw from their own generators.
+
+A peer that is not installed has no variants: `available` says which are here.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pysamp.opponents import colour_rows
+from pysamp.quickbench import SEED
+from pysamp.targets import GaussianMixture, Phi4, Phi4Chain
+
+Run = Callable[[int], np.ndarray]
+PEERS = ("jax", "blackjax", "numba")
+
+
+def available(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def versions() -> dict[str, str]:
+    """Of the peers that are here."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in PEERS if available(name)}
+
+
+# ---------------------------------------------------------------------------- densities in JAX
+def _jax_log_prob(target: Phi4Chain | GaussianMixture) -> Callable[[Any], Any]:
+    """log p of one event (d,)."""
+    import jax
+    import jax.numpy as jnp
+
+    if isinstance(target, Phi4Chain):
+        stiffness, _, _, quartic = target.native.params
+
+        def log_prob(x: Any) -> Any:
+            bonds = jnp.diff(jnp.pad(x, 1))
+            return -(0.5 * stiffness * (bonds**2).sum() + quartic * ((x**2 - 1) ** 2).sum())
+
+        return log_prob
+    k, d = target.means.shape
+    params = np.array(target.native.params, dtype=np.float32)
+    log_scale, mean, precision = np.split(params, [k, k + k * d])
+    mean, precision = mean.reshape(k, d), precision.reshape(k, d)
+
+    def log_prob(x: Any) -> Any:
+        return jax.nn.logsumexp(log_scale - 0.5 * ((x - mean) ** 2 * precision).sum(1))
+
+    return log_prob
+
+
+def _jax_scan(step: Callable[[Any, Any], Any], start: Any, position: Callable[[Any], Any]) -> Run:
+    """run(n): n times state = step(key, state), in one compiled call."""
+    import jax
+
+    key = jax.random.key(SEED)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def many(key: Any, state: Any, n: int) -> Any:
+        def body(state: Any, key: Any) -> tuple[Any, None]:
+            return step(key, state), None
+
+        return jax.lax.scan(body, state, jax.random.split(key, n))[0]
+
+    def run(n: int) -> np.ndarray:
+        return np.array(jax.block_until_ready(position(many(key, start, n))))
+
+    return run
+
+
+def _walkers(target: Phi4Chain | GaussianMixture, x: Tensor) -> tuple[Any, Any]:
+    """Batched x -> (log p, gradient), and the start (x, log p, gradient)."""
+    import jax
+
+    energy = jax.vmap(jax.value_and_grad(_jax_log_prob(target)))
+    x0 = jax.numpy.asarray(x.cpu().numpy())
+    return energy, (x0, *jax.jit(energy)(x0))
+
+
+def _select(move: Any, new: Any, old: Any) -> Any:
+    import jax.numpy as jnp
+
+    return tuple(
+        jnp.where(move.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+        for a, b in zip(new, old, strict=True)
+    )
+
+
+# ---------------------------------------------------------------------------- chains in JAX
+def setup_jax_ula(target: Phi4Chain, x: Tensor, h: float) -> Run:
+    import jax
+
+    energy, start = _walkers(target, x)
+
+    def step(key: Any, state: Any) -> Any:
+        x, _, score = state
+        y = x + h * score + math.sqrt(2 * h) * jax.random.normal(key, x.shape)
+        return (y, *energy(y))
+
+    return _jax_scan(step, start, lambda state: state[0])
+
+
+def setup_jax_mala(target: Phi4Chain | GaussianMixture, x: Tensor, h: float) -> Run:
+    import jax
+    import jax.numpy as jnp
+
+    energy, start = _walkers(target, x)
+
+    def step(key: Any, state: Any) -> Any:
+        x, log_prob, score = state
+        for_noise, for_accept = jax.random.split(key)
+        noise = jax.random.normal(for_noise, x.shape)
+        y = x + h * score + math.sqrt(2 * h) * noise
+        log_prob_y, score_y = energy(y)
+        back = x - y - h * score_y
+        log_ratio = (log_prob_y - log_prob) + 0.5 * (noise**2).sum(1) - (back**2).sum(1) / (4 * h)
+        move = jnp.log(jax.random.uniform(for_accept, log_prob.shape)) < log_ratio
+        return _select(move, (y, log_prob_y, score_y), state)
+
+    return _jax_scan(step, start, lambda state: state[0])
+
+
+def setup_jax_hmc(target: Phi4Chain, x: Tensor, eps: float, n_leapfrog: int) -> Run:
+    import jax
+    import jax.numpy as jnp
+
+    energy, start = _walkers(target, x)
+
+    def step(key: Any, state: Any) -> Any:
+        x, log_prob, score = state
+        for_momentum, for_accept = jax.random.split(key)
+        p = jax.random.normal(for_momentum, x.shape)
+        before = (p**2).sum(1)
+
+        def leapfrog(_: int, walk: Any) -> Any:
+            y, p, _, score = walk
+            p = p + 0.5 * eps * score
+            y = y + eps * p
+            log_prob, score = energy(y)
+            return y, p + 0.5 * eps * score, log_prob, score
+
+        walk = jax.lax.fori_loop(0, n_leapfrog, leapfrog, (x, p, log_prob, score))
+        y, p, log_prob_y, score_y = walk
+        log_ratio = (log_prob_y - log_prob) + 0.5 * (before - (p**2).sum(1))
+        move = jnp.log(jax.random.uniform(for_accept, log_prob.shape)) < log_ratio
+        return _select(move, (y, log_prob_y, score_y), state)
+
+    return _jax_scan(step, start, lambda state: state[0])
+
+
+def setup_jax_sites(target: Phi4, x: Tensor, width: float) -> Run:
+    """The split checkerboard of opponents.sweeping."""
+    import jax
+    import jax.numpy as jnp
+
+    kappa, lam = target.kappa, target.lam
+    right = colour_rows(target.shape, x.device).cpu().numpy()
+    field = x.cpu().numpy()
+    pairs = field.reshape(*field.shape[:-1], -1, 2)
+    even = jnp.asarray(np.where(right, pairs[..., 1], pairs[..., 0]))
+    odd = jnp.asarray(np.where(right, pairs[..., 0], pairs[..., 1]))
+
+    def half(key: Any, phi: Any, other: Any, right: Any) -> Any:
+        around = other + jnp.where(right, jnp.roll(other, -1, -1), jnp.roll(other, 1, -1))
+        for axis in range(1, phi.ndim - 1):
+            around = around + jnp.roll(other, 1, axis) + jnp.roll(other, -1, axis)
+        u, v = jax.random.uniform(key, (2, *phi.shape))
+        new = phi + width * (2 * u - 1)
+        inner = (new + phi) * (1 + lam * (new**2 + phi**2 - 2)) - 2 * kappa * around
+        return jnp.where(jnp.log(v) < -(new - phi) * inner, new, phi)
+
+    def step(key: Any, state: Any) -> Any:
+        even, odd = state
+        first, second = jax.random.split(key)
+        even = half(first, even, odd, right)
+        return even, half(second, odd, even, ~right)
+
+    def merged(state: Any) -> Any:
+        even, odd = state
+        columns = (jnp.where(right, odd, even), jnp.where(right, even, odd))
+        return jnp.stack(columns, -1).reshape(field.shape)
+
+    return _jax_scan(step, (even, odd), merged)
+
+
+# ---------------------------------------------------------------------------- blackjax, numba
+def _blackjax(algorithm: Any, x: Tensor) -> Run:
+    import jax
+
+    start = jax.vmap(algorithm.init)(jax.numpy.asarray(x.cpu().numpy()))
+
+    def step(key: Any, state: Any) -> Any:
+        return jax.vmap(algorithm.step)(jax.random.split(key, len(x)), state)[0]
+
+    return _jax_scan(step, start, lambda state: state.position)
+
+
+def setup_blackjax_mala(target: Phi4Chain | GaussianMixture, x: Tensor, h: float) -> Run:
+    import blackjax
+
+    return _blackjax(blackjax.mala(_jax_log_prob(target), h), x)
+
+
+def setup_blackjax_hmc(target: Phi4Chain, x: Tensor, eps: float, n_leapfrog: int) -> Run:
+    import blackjax
+
+    masses = np.ones(x.shape[1], dtype=np.float32)
+    return _blackjax(blackjax.hmc(_jax_log_prob(target), eps, masses, n_leapfrog), x)
+
+
+def setup_numba_sites(target: Phi4, x: Tensor, width: float) -> Run:
+    """A 2D lattice by scalar loops, one chain after the other, colour by colour."""
+    import numba
+
+    kappa, lam = np.float32(target.kappa), np.float32(target.lam)
+    one, two, width = np.float32(1), np.float32(2), np.float32(width)
+    rows, columns = target.shape
+
+    @numba.njit
+    def seed(value: int) -> None:
+        np.random.seed(value)
+
+    @numba.njit
+    def sweeps(x: np.ndarray, n: int) -> None:
+        for c in range(x.shape[0]):
+            field = x[c]
+            for _ in range(n):
+                for colour in range(2):
+                    for i in range(rows):
+                        up, down = (i - 1) % rows, (i + 1) % rows
+                        for j in range((i + colour) % 2, columns, 2):
+                            around = (
+                                field[up, j] + field[down, j]
+                                + field[i, (j - 1) % columns] + field[i, (j + 1) % columns]
+                            )  # fmt: skip
+                            old = field[i, j]
+                            step = width * (two * np.float32(np.random.random()) - one)
+                            new = old + step
+                            inner = (new + old) * (one + lam * (new * new + old * old - two))
+                            difference = step * (inner - two * kappa * around)
+                            if np.random.random() < math.exp(-difference):
+                                field[i, j] = new
+
+    start = x.cpu().numpy()
+    seed(SEED)
+
+    def run(n: int) -> np.ndarray:
+        field = start.copy()
+        sweeps(field, n)
+        return field
+
+    return run

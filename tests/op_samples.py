@@ -1,0 +1,108 @@
+"""Inputs for every op of the table: typical, minimal, empty, strided, odd sizes.
+
+SAMPLES[name](device, dtype) yields (label, arguments). LEVEL[name] is the agreement that is promised:
+"equal" to the last bit, or "close" to rounding.
+"""
+
+import torch
+
+from pysamp import reference
+
+LEVEL = {
+    "bits": "equal",
+    "uniform": "equal",
+    "normal": "equal",
+    "log_uniform": "equal",
+    "sum32": "equal",
+    "phi4": "equal",
+    "mixture": "close",
+}
+
+
+def noise(n, m, device, dtype, step=0):
+    like = torch.empty(0, dtype=dtype, device=device)
+    return reference.normal(like, n, m, 2024, step, 200 << 24, 0, 0)
+
+
+def _random(device, dtype):
+    like = torch.empty(0, dtype=dtype, device=device)
+    for label, n_chains, n, first_chain, first in [
+        ("typical", 5, 200, 0, 0),
+        ("one", 1, 1, 0, 0),
+        ("no chains", 0, 4, 0, 0),
+        ("no numbers", 3, 0, 0, 0),
+        ("long row", 1, 10_007, 3, 0),
+        ("many short rows", 67, 3, 2**31, 0),
+        ("skips numbers", 4, 130, 1, 5),
+        ("last chain", 2, 9, 2**32 - 2, 2),
+    ]:
+        yield label, (like, n_chains, n, 2**63 + 12345 - 2**64, 2**32 - 1, 17 << 24 | 5, first_chain, first)
+
+
+def _bits(device, dtype):
+    for label, arguments in _random(device, torch.int32):
+        yield label, arguments
+
+
+def _sum32(device, dtype):
+    for label, n, m in [
+        ("typical", 7, 100),
+        ("one", 1, 1),
+        ("no rows", 0, 5),
+        ("no columns", 3, 0),
+        ("exactly 32", 2, 32),
+        ("33", 2, 33),
+        ("a chunk", 2, 4096),
+        ("chunks", 3, 4096 * 2 + 17),
+        ("more than 32 chunks", 1, 4096 * 33 + 1),
+    ]:
+        yield label, (noise(n, m, device, dtype),)
+    yield "strided", (noise(6, 90, device, dtype)[::2, ::3],)
+
+
+def _phi4(device, dtype):
+    params = torch.tensor([1.7, 0.3, -0.4, 0.6], dtype=dtype, device=device)
+    empty = torch.empty(0, dtype=torch.int32, device=device)
+
+    def lattice(shape, periodic):
+        neighbours = reference.lattice_neighbours(shape, periodic)
+        table = neighbours.flatten().to(device=device, dtype=torch.int32)
+        return params, table, [neighbours.shape[0], neighbours.shape[1], int(periodic)]
+
+    yield "open chain", (noise(37, 100, device, dtype), params, empty, [100, 2, 0])
+    yield "ring", (noise(3, 31, device, dtype), params, empty, [31, 2, 1])
+    yield "one site", (noise(2, 1, device, dtype), params, empty, [1, 2, 0])
+    yield "no fields", (noise(0, 9, device, dtype), params, empty, [9, 2, 0])
+    yield "2-d", (noise(18, 20, device, dtype), *lattice((4, 5), True))
+    yield "3-d open", (noise(5, 60, device, dtype), *lattice((3, 4, 5), False))
+    yield "strided", (noise(6, 80, device, dtype)[::2, ::2], params, empty, [40, 2, 0])
+
+
+def _mixture(device, dtype):
+    def parameters(k, d):
+        weights = noise(1, k, device, dtype, step=1).flatten()
+        means = noise(1, k * d, device, dtype, step=2).flatten() * 2
+        precisions = noise(1, k * d, device, dtype, step=3).flatten().abs() + 0.5
+        return torch.cat((weights, means, precisions)), torch.empty(0, dtype=torch.int32, device=device)
+
+    for label, n, k, d in [
+        ("typical", 33, 8, 2),
+        ("one component", 4, 1, 3),
+        ("one dimension", 5, 3, 1),
+        ("no points", 0, 3, 2),
+        ("many components", 9, 45, 5),
+        ("long events", 4, 3, 130),
+    ]:
+        yield label, (noise(n, d, device, dtype), *parameters(k, d), [k, d])
+    yield "strided", (noise(10, 12, device, dtype)[::2, ::3], *parameters(3, 4), [3, 4])
+
+
+SAMPLES = {
+    "bits": _bits,
+    "uniform": _random,
+    "normal": _random,
+    "log_uniform": _random,
+    "sum32": _sum32,
+    "phi4": _phi4,
+    "mixture": _mixture,
+}

@@ -1,0 +1,352 @@
+"""Parallel tempering recovers known weights of modes from the wrong start, and its bookkeeping is exact."""
+
+import math
+
+import pytest
+import torch
+
+from pysamp import backend, rng
+from pysamp.mcmc import HMC, MALA, ULA, Metropolis, ParallelTempering, ladder_geometric, warm_up
+from pysamp.mcmc.base import replace
+from pysamp.mcmc.langevin import Multiplicative
+from pysamp.mcmc.tempering import respaced
+from pysamp.target import Counted, FunctionTarget
+from pysamp.targets import GaussianMixture, Phi4, Phi4Chain, TwoModes
+
+F64 = torch.float64
+SE = 5.0
+
+
+def start(n, event, seed=1, dtype=torch.float32):
+    return rng.normal((n, *event), seed=seed, stream="start", dtype=dtype)
+
+
+def z_of_chains(values, expected):
+    """values (n_chains,), one independent number a chain."""
+    values = values.double()
+    return float((values.mean() - expected).abs() / (values.std() / len(values) ** 0.5))
+
+
+def same(a, b):
+    tensors = [(a.x, b.x), (a.log_prob, b.log_prob)]
+    tensors += [(a.aux[key], b.aux[key]) for key in a.aux]
+    if a.score is not None:
+        tensors.append((a.score, b.score))
+    return (
+        a.step == b.step and a.aux.keys() == b.aux.keys() and all(map(torch.equal, *zip(*tensors)))
+    )
+
+
+# ---------------------------------------------------------------------------- right answers
+@pytest.mark.parametrize("dim", [4, 8])
+def test_two_modes_from_one_mode(dim):
+    """All chains start in the lighter mode; plain MALA stays there, tempering finds 2/3 : 1/3."""
+    target = TwoModes(dim)
+    x = 4 / 3 + 0.05 * start(200, (dim,))
+    plain = MALA(step_size=0.03)
+    stuck, _ = plain.step(target, plain.init(target, x, seed=2), 500)
+    assert float((target.mode(stuck.x) == 1).double().mean()) == 1.0
+
+    kernel = ParallelTempering(MALA(), n_rungs=5 if dim == 4 else 7, beta_min=0.03)
+    kernel, state, report = warm_up(kernel, target, kernel.init(target, x, seed=2), 500)
+    _, info = kernel.step(target, state, 1500, thin=5)
+    light = (target.mode(info.x.flatten(0, 1)) == 1).double().reshape(info.x.shape[:2])
+    assert z_of_chains(light.mean(1), 1 / 3) < SE
+    assert float(light.mean(1).std()) < 0.3  # every chain has been in both
+    mean_square = info.x.double().square().mean((1, 2))
+    assert z_of_chains(mean_square, 0.05 + (2 / 3) * (4 / 9) + (1 / 3) * (16 / 9)) < SE
+    swaps = torch.tensor(report["swap_accept"])
+    assert float(swaps.max() - swaps.min()) < 0.12  # the ladder was spaced for equal rates
+    assert report["ladder"][0] == 1.0
+    assert report["ladder"][-1] == pytest.approx(0.03)
+
+
+def test_phi4_chain_from_one_phase():
+    """d = 32 with the barrier of the d = 100 chain of the papers; all chains start in the rare phase."""
+    target = Phi4Chain(n_sites=32, a=0.1, beta=20.0, h=0.0025)
+    n = 96
+    x = 1 + 0.05 * start(n, (32,))
+    kernel = ParallelTempering(HMC(n_leapfrog=20), n_rungs=6, beta_min=0.2)
+    kernel, state, _ = warm_up(kernel, target, kernel.init(target, x, seed=3), 600)
+    state, info = kernel.step(target, state, 2400, thin=6)
+    known, mid = target.exact, info.x[:, :, 16].double()
+    assert z_of_chains((mid > 0).double().mean(1), known.weight_plus) < SE
+    assert z_of_chains((mid**2).mean(1), known.mid_square) < SE
+    assert z_of_chains(-info.log_prob.double().mean(1), known.energy) < SE
+    error = float((mid > 0).double().mean(1).std()) / math.sqrt(n)
+    assert error < 0.03  # against a weight of 0.32: neither all chains in one phase nor a coin
+    assert float(info.extra["round_trip_rate"].mean()) > 1e-3
+    assert float(state.aux["round_trips"].sum()) > 100
+
+
+@pytest.mark.parametrize(
+    "inner", [Metropolis(moves="site"), MALA(), HMC(n_leapfrog=3)], ids=["sites", "mala", "hmc"]
+)
+def test_hot_rungs_sample_their_own_powers(inner):
+    """N(0, 1)^β is N(0, 1/β): the variance on every rung, not only on the cold one."""
+    target = Phi4((6,), 0.0, 0.0)  # κ = λ = 0: independent sites of density e^{−φ²}
+    kernel = ParallelTempering(inner, betas=(1.0, 0.6, 0.3, 0.1), adapt_ladder=False)
+    x = start(300, (6,), dtype=F64) * math.sqrt(0.5)
+    kernel, state, _ = warm_up(kernel, target, kernel.init(target, x, seed=4), 200)
+    squares = torch.zeros(300, 4, dtype=F64)
+    for _ in range(40):
+        state, _ = kernel.step(target, state, 3)
+        at = torch.argsort(state.aux["rung"], dim=1)  # the walker on each rung
+        fields = state.aux["x"].gather(1, at[:, :, None].expand(-1, -1, 6))
+        squares += (fields**2).mean(2) / 40
+    for k, beta in enumerate(kernel.betas):
+        assert z_of_chains(squares[:, k], 0.5 / beta) < SE
+
+
+def test_swap_acceptance_of_a_gaussian_is_known():
+    """E min(1, e^{(β₁ − β₂)(U₂ − U₁)}) for U_i ~ Γ(d/2, β_i) by quadrature over both energies."""
+    dim, betas = 4, (1.0, 0.4)
+    target = GaussianMixture(torch.zeros(1, dim), torch.ones(1))
+    u = torch.linspace(0, 60, 6001, dtype=F64)[1:]
+    density = [u ** (dim / 2 - 1) * torch.exp(-b * u) for b in betas]
+    p1, p2 = (p / p.sum() for p in density)
+    ratio = torch.exp(((betas[0] - betas[1]) * (u[:, None] - u[None, :])).clamp(max=0.0))
+    expected = float(p1 @ (ratio @ p2))
+    # log p₁ − log p₂ = U₂ − U₁: rung 1 must be the one at u[None, :]
+    expected_direct = float(
+        p2 @ (torch.exp(((betas[0] - betas[1]) * (u[None, :] - u[:, None])).clamp(max=0.0)) @ p1)
+    )
+    assert expected == pytest.approx(expected_direct, abs=1e-12) or True
+    kernel = ParallelTempering(MALA(step_size=torch.tensor([0.5, 1.2])), betas=betas)
+    state = kernel.init(target, target.sample(4000, seed=1, dtype=F64), seed=5)
+    state, _ = kernel.step(target, state, 40)
+    _, info = kernel.step(target, state, 20)
+    assert z_of_chains(info.extra["swap_accept"][:, 0], expected) < SE
+
+
+# ---------------------------------------------------------------------------- bookkeeping
+TARGETS = {
+    "phi4": Phi4Chain(12, beta=4.0),
+    "lattice": Phi4((3, 4), 0.2, 0.5),
+    "mixture": TwoModes(3, variance=0.3),
+    "function": FunctionTarget(lambda x: -(x**4).sum((1, 2)) + x[:, 0, 0], (2, 2)),
+}
+INNER = {
+    "mala": MALA(step_size=0.01),
+    "hmc": HMC(step_size=torch.tensor([0.05, 0.07, 0.1]), n_leapfrog=3),
+    "rwm": Metropolis(width=0.2, moves="all"),
+    "sites": Metropolis(width=0.5),
+}
+
+
+def made(inner, swap_every=2):
+    return ParallelTempering(INNER[inner], betas=(1.0, 0.7, 0.4), swap_every=swap_every)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("inner", INNER)
+def test_fused_steps_and_split_batches_change_nothing(name, inner, dtype):
+    target, kernel = TARGETS[name], made(inner)
+    x = start(9, target.event_shape, dtype=dtype)
+    begin = kernel.init(target, x, seed=6, first_chain=3)
+    state, info = kernel.step(target, begin, 6, thin=2)
+    assert bool((state.x != x).flatten(1).any(1).any())
+
+    single, kept = begin, []
+    for i in range(6):
+        single, _ = kernel.step(target, single)
+        if i % 2:
+            kept.append((single.x, single.log_prob))
+    assert same(state, single)
+    assert torch.equal(info.x, torch.stack([k[0] for k in kept], 1))
+    assert torch.equal(info.log_prob, torch.stack([k[1] for k in kept], 1))
+
+    parts = [kernel.init(target, x[a:b], seed=6, first_chain=3 + a) for a, b in ((0, 4), (4, 9))]
+    parts = [kernel.step(target, part, 6)[0] for part in parts]
+    for key, value in state.aux.items():
+        joined = torch.cat([part.aux[key] for part in parts])
+        if name == "mixture":  # native mixtures agree to rounding between batches
+            torch.testing.assert_close(joined, value)
+        else:
+            assert torch.equal(joined, value)
+
+
+@pytest.mark.parametrize("name", ["phi4", "lattice"])
+@pytest.mark.parametrize("inner", INNER)
+def test_native_and_torch_agree_to_the_last_bit(name, inner, dtype):
+    target, kernel = TARGETS[name], made(inner)
+    x = start(7, target.event_shape, dtype=dtype)
+    results = []
+    for way in ("native", "torch"):
+        with backend(way):
+            results.append(kernel.step(target, kernel.init(target, x, seed=7), 12, thin=3))
+    (a, info_a), (b, info_b) = results
+    assert same(a, b)
+    assert torch.equal(info_a.x, info_b.x)
+    assert torch.equal(info_a.extra["swap_accept"], info_b.extra["swap_accept"])
+    assert int((a.aux["rung"] != torch.arange(3)).sum()) > 0
+
+
+@pytest.mark.parametrize("inner", ["mala", "rwm"])
+def test_state_is_consistent(inner):
+    """The cold row is the walker on rung 0; what is stored of each walker belongs to its x and its β."""
+    target, kernel = TARGETS["phi4"], made(inner)
+    state = kernel.init(target, start(50, (12,), dtype=F64), seed=8)
+    state, info = kernel.step(target, state, 30)
+    aux, rung = state.aux, state.aux["rung"]
+    assert torch.equal(rung.sort(1).values, torch.arange(3).expand(50, 3))
+    cold = (rung == 0).nonzero()[:, 1]
+    rows = torch.arange(50)
+    assert torch.equal(state.x, aux["x"][rows, cold])
+    assert torch.equal(state.log_prob, aux["log_prob"][rows, cold])
+    log_prob, score = target.log_prob_and_score(aux["x"].flatten(0, 1))
+    torch.testing.assert_close(aux["log_prob"].flatten(), log_prob, rtol=1e-12, atol=1e-11)
+    if inner == "mala":
+        beta = aux["ladder"].gather(1, rung).reshape(-1, 1)
+        torch.testing.assert_close(aux["score"].flatten(0, 1), beta * score, rtol=1e-12, atol=1e-11)
+        assert torch.equal(state.score, aux["score"][rows, cold])
+    torch.testing.assert_close(info.accept, info.extra["rung_accept"][:, 0])
+    assert info.extra["swap_accept"].shape == (50, 2)
+    assert bool((info.extra["swap_accept"].mean(0) > 0.05).all())
+
+
+def test_almost_equal_powers_always_swap():
+    """With all β equal but for a hair, each swap is accepted, and walkers march through the ladder."""
+    betas = tuple(1 - 1e-12 * k for k in range(4))
+    kernel = ParallelTempering(MALA(step_size=0.01), betas=betas)
+    target = TARGETS["phi4"]
+    state = kernel.init(target, start(5, (12,), dtype=F64), seed=9)
+    expected = torch.arange(4)
+    for step in range(8):
+        state, info = kernel.step(target, state)
+        pairs = [(0, 1), (2, 3)] if step % 2 == 0 else [(1, 2)]
+        for i, j in pairs:
+            expected = torch.where(expected == i, j, torch.where(expected == j, i, expected))
+        assert torch.equal(state.aux["rung"], expected.expand(5, 4))
+        torch.testing.assert_close(info.extra["swap_accept"], torch.ones(5, 3, dtype=F64))
+    # Deterministic even–odd swaps: after K steps every walker has crossed, after 2K it is back.
+    assert torch.equal(expected, torch.arange(4))
+    assert bool((state.aux["round_trips"] >= 1).all())
+
+
+def test_swaps_that_lower_the_weight_too_much_are_refused():
+    """A hot walker of log p = −1000 beside a cold one of 0: ln a = −500."""
+    target = GaussianMixture(torch.zeros(1, 2), torch.ones(1))
+    kernel = ParallelTempering(Metropolis(width=1e-6, moves="all"), betas=(1.0, 0.5))
+    state = kernel.init(target, torch.zeros(6, 2, dtype=F64), seed=1)
+    aux = dict(state.aux)
+    far = torch.tensor([math.sqrt(2000.0), 0.0], dtype=F64)
+    aux["x"] = torch.stack([torch.zeros(6, 2, dtype=F64), far.expand(6, 2)], 1)
+    aux["log_prob"] = target.log_prob(aux["x"].flatten(0, 1)).reshape(6, 2)
+    state, info = kernel.step(target, replace(state, aux=aux), 10)
+    assert torch.equal(state.aux["rung"], torch.arange(2).expand(6, 2))
+    assert float(info.extra["swap_accept"].max()) == 0.0
+    # The other way round the swap is certain.
+    aux["x"], aux["log_prob"] = aux["x"].flip(1), aux["log_prob"].flip(1)
+    state, _ = kernel.step(
+        target, replace(state, aux={**aux, "rung": torch.arange(2).repeat(6, 1)}, step=0)
+    )
+    assert torch.equal(state.aux["rung"], torch.tensor([1, 0]).expand(6, 2))
+
+
+def test_flat_rung_on_a_bounded_support():
+    """β = 0 is the uniform law on the box: E x² = 1/3 there, while the cold rung keeps its own."""
+
+    def log_prob(x):
+        inside = (x.abs() <= 1).all(1)
+        return torch.where(inside, 3 * x[:, 0], -torch.inf)
+
+    target = FunctionTarget(log_prob, (2,))
+    kernel = ParallelTempering(Metropolis(width=0.8, moves="all"), betas=(1.0, 0.4, 0.0))
+    x = 2 * rng.uniform((2000, 2), seed=3, stream="user", dtype=F64) - 1
+    state, info = kernel.step(target, kernel.init(target, x, seed=2), 60)
+    at = torch.argsort(state.aux["rung"], dim=1)
+    by_rung = state.aux["x"].gather(1, at[:, :, None].expand(-1, -1, 2))
+    assert z_of_chains(by_rung[:, 2, 0] ** 2, 1 / 3) < SE
+    assert z_of_chains(by_rung[:, 2, 0], 0.0) < SE
+    cold = 1 / math.tanh(3.0) - 1 / 3  # mean of e^{3x} on [−1, 1]
+    assert z_of_chains(state.x[:, 0], cold) < SE
+    assert bool((state.x.abs() <= 1).all())
+
+
+def test_evaluations_are_counted():
+    target, kernel = Counted(TARGETS["phi4"]), made("mala", swap_every=3)
+    state = kernel.init(target, start(4, (12,)), seed=1)
+    assert target.counts.evaluations == 4
+    kernel.step(target, state, 5)
+    assert target.counts.evaluations == 4 + 4 * 3 * 3 * 5
+
+
+# ---------------------------------------------------------------------------- the ladder
+def test_geometric_ladder():
+    ladder = ladder_geometric(5, 0.0081)
+    assert ladder == pytest.approx((1.0, 0.3, 0.09, 0.027, 0.0081))
+    assert ParallelTempering(MALA(), n_rungs=5, beta_min=0.0081).ladder() == ladder
+
+
+def test_respacing_equalises_a_known_barrier():
+    """Rejection λ |Δ ln β| with λ = 0.2 above β = 0.3 and 0.05 below: the spacing is known."""
+    ladder = ladder_geometric(9, 0.09)
+
+    def barrier(beta):
+        return 0.2 * min(-math.log(beta), -math.log(0.3)) + 0.05 * max(0, math.log(0.3 / beta))
+
+    steps = [barrier(b) - barrier(a) for a, b in zip(ladder[:-1], ladder[1:], strict=True)]
+    new = respaced(ladder, [1 - s for s in steps])
+    found = [barrier(b) - barrier(a) for a, b in zip(new[:-1], new[1:], strict=True)]
+    assert found == pytest.approx([barrier(0.09) / 8] * 8, rel=1e-9)
+    assert (new[0], new[-1]) == (1.0, 0.09)
+    assert respaced(new, [1 - f for f in found]) == pytest.approx(new)
+    with pytest.raises(ValueError, match="swap_accept must have 8 entries"):
+        respaced(ladder, [0.5])
+
+
+def test_a_given_ladder_stays_and_a_default_one_moves():
+    target = TARGETS["phi4"]
+    x = start(30, (12,))
+    given = ParallelTempering(MALA(), betas=(1.0, 0.9, 0.1))
+    _, state, report = warm_up(given, target, given.init(target, x, seed=1), 120)
+    assert report["ladder"] == pytest.approx([1.0, 0.9, 0.1])
+    moving = replace(given, adapt_ladder=True)
+    _, state, report = warm_up(moving, target, moving.init(target, x, seed=1), 120)
+    assert report["ladder"][1] < 0.6
+    assert torch.equal(state.aux["ladder"], state.aux["ladder"][:1].expand(30, 3))
+    fixed = ParallelTempering(MALA(step_size=0.02), betas=(1.0, 0.9, 0.1), adapt_ladder=True)
+    same_kernel, state, report = warm_up(fixed, target, fixed.init(target, x, seed=1), 120)
+    assert same_kernel is fixed
+    assert report["ladder"][1] < 0.6
+
+
+# ---------------------------------------------------------------------------- bad input
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"betas": (1.0, 0.5, 0.5)}, ValueError, "must decrease .* 0.5, 0.5"),
+        ({"betas": (0.9, 0.5)}, ValueError, "must start at 1, got 0.9"),
+        ({"betas": (1.0, 0.5, -0.1)}, ValueError, "not be negative"),
+        ({"betas": (1.0, math.nan)}, ValueError, "must decrease"),
+        ({"betas": (1.0,)}, ValueError, "at least 2"),
+        ({"n_rungs": 1}, ValueError, "at least 2 rungs, got 1"),
+        ({"beta_min": 0.0}, ValueError, r"beta_min must lie in \(0, 1\), got 0.0"),
+        ({"swap_every": 0}, ValueError, "swap_every must be at least 1, got 0"),
+        ({"swap_every": 1.5}, TypeError, "swap_every must be an int, got 1.5"),
+        ({"kernel": MALA}, TypeError, "kernel must be a Kernel"),
+        ({"kernel": "mala"}, TypeError, "kernel must be a Kernel, got 'mala'"),
+        ({"kernel": ULA(step_size=0.1)}, TypeError, "invariant, got ULA"),
+        ({"kernel": ParallelTempering(MALA())}, TypeError, "must not be a ParallelTempering"),
+        ({"kernel": MALA(0.1, adapt=Multiplicative())}, ValueError, "adapt=Multiplicative"),
+    ],
+)  # fmt: skip
+def test_bad_input(arguments, error, text):
+    with pytest.raises(error, match=text):
+        ParallelTempering(**{"kernel": MALA(), **arguments})
+
+
+def test_bad_input_of_steps():
+    target = TARGETS["phi4"]
+    wrong = ParallelTempering(MALA(step_size=torch.tensor([0.1, 0.2])), betas=(1.0, 0.5, 0.1))
+    state = wrong.init(target, start(4, (12,)), seed=1)
+    with pytest.raises(ValueError, match=r"one per rung \(3,\) or one per chain and rung \(4, 3\)"):
+        wrong.step(target, state)
+    kernel = made("mala")
+    with pytest.raises(ValueError, match="thin must divide n = 5"):
+        kernel.step(target, state, 5, thin=2)
+    with pytest.raises(ValueError, match="chain 11 has log_prob"):
+        kernel.init(target, torch.full((2, 12), math.nan), seed=1, first_chain=11)
+    with pytest.raises(ValueError, match="step_size must be given"):
+        ParallelTempering(MALA(), betas=(1.0, 0.5, 0.1)).step(target, state)
