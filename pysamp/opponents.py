@@ -1,8 +1,8 @@
 """Plain torch at its best: what the native kernels are timed against.
 
 Written as by someone who needs no equal numbers: torch's own generators, analytic gradients,
-updates in place, a lattice kept as two arrays of one colour each. Nothing samples with this file. It is
-the one place besides rng.py that draws numbers; its callers put torch's generators back afterwards.
+updates in place, a lattice kept as two arrays of one colour each. Nothing samples with this file. It
+is the one place besides rng.py that draws; its callers put torch's generators back afterwards.
 
 Conventions are those of mcmc/: Langevin steps x + h ∇log p + √(2h) ξ, proposals x + δ (2u − 1).
 """

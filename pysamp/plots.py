@@ -258,9 +258,10 @@ def plot_demo(results: Mapping[str, Samples], path: str | os.PathLike) -> None:
         ha="left",
         weight="bold",
     )
+    width = 6 // min(3, len(results))
     grid = figure.add_gridspec(2, 6)
-    for i, (name, samples) in enumerate(results.items()):
-        ax = figure.add_subplot(grid[0, 3 * i : 3 * i + 3])
+    for i, (name, samples) in enumerate(list(results.items())[:3]):
+        ax = figure.add_subplot(grid[0, width * i : width * (i + 1)])
         _mid_traces(ax, samples, mid, name, colours[name])
         ax.set_ylim(-top, top)
 
@@ -273,7 +274,7 @@ def plot_demo(results: Mapping[str, Samples], path: str | os.PathLike) -> None:
     ax.set_xlim(*span)
     ax.set_ylim(top=1.3 * ax.get_ylim()[1])
     _label(ax, "marginal of the middle site", _symbol("phi_mid"), "density")
-    _legend(ax, ncols=3)
+    _legend(ax, ncols=2)
 
     _demo_weights(figure.add_subplot(grid[1, 2:4]), results, colours, reference.weight_plus)
     _fields(figure.add_subplot(grid[1, 4:6]), list(results.values())[-1], target)

@@ -1,9 +1,9 @@
 """Native kernels against pure torch on this machine, in half a minute: what `pysamp bench` runs.
 
-The same work is done in up to three ways. "native" is the compiled kernel. "torch" is the
-definition it equals, number for number; equality costs that one a Philox generator in int64 arithmetic. "torch
-eager" is the fastest plain torch known here (opponents.py), which draws its own random numbers: the
-fair opponent. benchmarks/ builds its larger cases from the pieces of this file.
+The same work is done in up to three ways. "native" is the compiled kernel. "torch" is the definition
+that it equals; equality costs that one a Philox generator in int64 arithmetic. "torch eager" is the
+fastest plain torch known here (opponents.py), which draws its own random numbers: the fair opponent.
+benchmarks/ builds its larger cases from the pieces of this file.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +24,11 @@ from torch import Tensor
 
 from pysamp import __version__ as version
 from pysamp import _native, opponents, rng
-from pysamp.mcmc.base import Kernel, State
+from pysamp.mcmc.base import State
 from pysamp.mcmc.hmc import HMC
 from pysamp.mcmc.langevin import MALA
 from pysamp.mcmc.metropolis import Metropolis
 from pysamp.opponents import stepping
-from pysamp.target import Target
 from pysamp.targets import GaussianMixture, Phi4, Phi4Chain
 from pysamp.timing import Case, Variant, check, interleave
 
@@ -42,53 +42,111 @@ def native_on(device: torch.device) -> bool:
     return bool(found["cuda_module"] if device.type == "cuda" else found["cpu_module"])
 
 
-def of_kernel(kernel: Kernel, target: Target, state: State, name: str) -> Callable[[int], Tensor]:
-    """run(n) of a pysamp kernel with the backend `name`."""
+@dataclass(frozen=True)
+class Problem:
+    """A kernel, its target, and a state typical enough to be timed from."""
 
-    def run(n: int) -> Tensor:
-        with _native.backend("torch" if name == "torch" else "native"):
-            return kernel.step(target, state, n)[0].x
+    kernel: Any
+    target: Any
+    state: State
 
-    return run
+    def run(self, backend: Literal["native", "torch"]) -> Callable[[int], Tensor]:
+        """run(n): n steps in one call, from the same state every time."""
+
+        def run(n: int) -> Tensor:
+            with _native.backend(backend):
+                return self.kernel.step(self.target, self.state, n)[0].x
+
+        return run
 
 
-def chain_start(kernel: Kernel, target: Target, x: Tensor, n: int) -> State:
-    """A state after n steps from `x`: typical enough to be timed from."""
+def _problem(kernel: Any, target: Any, x: Tensor, n: int) -> Problem:
     state = kernel.init(target, x, seed=SEED)
-    return kernel.step(target, state, n)[0]
+    return Problem(kernel, target, kernel.step(target, state, n)[0])
 
 
-def of_chain(
-    name: str, unit: str, per_step: int, kernel: Kernel, target: Target, state: State, eager: Any,
+def sites_problem(
+    shape: tuple[int, ...], n_chains: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Problem:
+    """Single-site Metropolis on a periodic lattice; acceptance near 0.65."""
+    kappa = 0.25 if len(shape) == 2 else 0.18  # in the disordered phase: short relaxation
+    x = rng.normal((n_chains, *shape), seed=SEED, stream="start", device=device, dtype=dtype)
+    kernel = Metropolis(width=1.2, moves="site")
+    return _problem(kernel, Phi4(shape, kappa=kappa, lam=0.5), x, 20)
+
+
+def chain_problem(
+    kernel: Any, n_chains: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Problem:
+    """The φ⁴ chain of 100 sites in its positive mode."""
+    x = 1 + 0.1 * rng.normal((n_chains, 100), seed=SEED, stream="start", device=device, dtype=dtype)
+    state = _problem(MALA(MALA_STEP), CHAIN, x, 20).state
+    return _problem(kernel, CHAIN, state.x, 1)
+
+
+CHAIN = Phi4Chain(n_sites=100, a=0.1, beta=20.0)
+MALA_STEP, HMC_STEP = 5e-4, 0.02  # acceptance 0.6 and 0.85 on this chain
+
+
+def mixture_problem(k: int, d: int, n_chains: int, device: torch.device) -> Problem:
+    """MALA on k Gaussians with diagonal covariances, from exact draws; acceptance near 0.85."""
+    address = {"seed": SEED, "stream": "user", "dtype": torch.float64}
+    mean = 2 * rng.normal((k, d), **address)
+    variance = 0.3 + 0.4 * rng.uniform((k, d), step=1, **address)
+    target = GaussianMixture(mean - mean.mean(0), variance)
+    x = target.sample(n_chains, seed=SEED, device=device)
+    return _problem(MALA(0.3 * d ** (-1 / 3)), target, x, 1)
+
+
+def of_problem(
+    name: str, unit: str, per_chain: int, problem: Problem, eager: Callable[[int], Tensor] | None,
     steps: tuple[int, int, int], agree: Literal["equal", "close"] = "equal",
 ) -> Case:  # fmt: skip
-    """The three ways of a Markov kernel; steps: of a timed call of definition, native, eager."""
-    x0 = state.x
+    """The ways of a Markov kernel; `steps` of a timed call: definition, native, eager."""
+    x0, target = problem.state.x, problem.target
 
     def observe(x: Tensor) -> dict[str, Tensor]:
         x = x.to(x0)
         moved = ((x - x0) ** 2).flatten(1).mean(1)
-        return {
-            "displacement": moved,
-            "square": (x**2).flatten(1).mean(1),
-            "log p": target.log_prob(x),
-        }
+        square = (x**2).flatten(1).mean(1)
+        return {"displacement": moved, "square": square, "log p": target.log_prob(x)}
 
     dtype = str(x0.dtype).removeprefix("torch.")
-    variants = [Variant("torch", of_kernel(kernel, target, state, "torch"), steps[0], dtype=dtype)]
+    variants = [Variant("torch", problem.run("torch"), steps[0], dtype=dtype)]
     if native_on(x0.device):
-        run = of_kernel(kernel, target, state, "native")
-        variants.append(Variant("native", run, steps[1], agree, dtype))
+        variants.append(Variant("native", problem.run("native"), steps[1], agree, dtype))
     if eager is not None:
         variants.append(Variant("torch eager", eager, steps[2], dtype=dtype))
     size = f"{'×'.join(map(str, x0.shape[1:]))}, {len(x0)} chains"
-    return Case(name, size, unit, len(x0) * per_step, tuple(variants), observe)
+    return Case(name, size, unit, len(x0) * per_chain, tuple(variants), observe)
 
 
-def fill(name: str, opponent: Callable[..., Tensor], n: int, device: torch.device) -> Case:
-    """n float32 numbers by rng.<name>, rows of 1000."""
-    shape = (n // 1000, 1000)
-    draw = getattr(rng, name)
+def sites_case(name: str, problem: Problem, steps: tuple[int, int, int] = (1, 100, 8)) -> Case:
+    x, target = problem.state.x, problem.target
+    eager = opponents.sweeping(opponents.half_sweep, target, problem.kernel.width, x)
+    return of_problem(name, "site update", x[0].numel(), problem, eager, steps)
+
+
+def mala_case(
+    name: str, unit: str, problem: Problem, energy: opponents.Energy,
+    steps: tuple[int, int, int] = (1, 50, 10), agree: Literal["equal", "close"] = "equal",
+) -> Case:  # fmt: skip
+    x, h = problem.state.x, problem.kernel.step_size
+    eager = stepping(lambda *s: opponents.mala_step(energy, h, *s), energy, x)
+    per_chain = x.shape[1] if unit == "step·dim" else 1
+    return of_problem(name, unit, per_chain, problem, eager, steps, agree)
+
+
+def hmc_case(name: str, problem: Problem, steps: tuple[int, int, int] = (1, 20, 2)) -> Case:
+    x, eps, n = problem.state.x, problem.kernel.step_size, problem.kernel.n_leapfrog
+    energy, score = opponents.chain_energy(CHAIN), opponents.chain_score(CHAIN)
+    eager = stepping(lambda *s: opponents.hmc_step(energy, score, eps, n, *s), energy, x)
+    return of_problem(name, "leapfrog·dim", n * x.shape[1], problem, eager, steps)
+
+
+def fill_case(name: str, opponent: Callable[..., Tensor], n: int, device: torch.device) -> Case:
+    """n numbers by rng.<name>, in rows of 1000."""
+    shape, draw = (n // 1000, 1000), getattr(rng, name)
 
     def ours(backend: Literal["native", "torch"]) -> Callable[[int], Tensor]:
         def run(n_fills: int) -> Tensor:
@@ -104,84 +162,15 @@ def fill(name: str, opponent: Callable[..., Tensor], n: int, device: torch.devic
             out = opponent(shape, device=device)
         return out
 
+    def observe(x: Tensor) -> dict[str, Tensor]:
+        return {"value": x.flatten(), "square": x.flatten().double() ** 2}
+
     variants = [Variant("torch", ours("torch"), 1)]
     if native_on(device):
         variants.append(Variant("native", ours("native"), 4, "equal"))
     variants.append(Variant("torch eager", theirs, 4))
-
-    def observe(x: Tensor) -> dict[str, Tensor]:
-        return {"value": x.flatten(), "square": x.flatten() ** 2}
-
-    size, work = f"{n} numbers", math.prod(shape)
-    return Case(f"{name}_fill", size, "number", work, tuple(variants), observe)
-
-
-def phi4_sites(
-    name: str, shape: tuple[int, ...], n_chains: int, device: torch.device,
-    dtype: torch.dtype = torch.float32, steps: tuple[int, int, int] = (1, 100, 8),
-) -> Case:  # fmt: skip
-    """Single-site Metropolis on a periodic lattice; acceptance near 0.65."""
-    kappa = 0.25 if len(shape) == 2 else 0.18  # in the disordered phase: short relaxation
-    target, kernel = Phi4(shape, kappa=kappa, lam=0.5), Metropolis(width=1.2, moves="site")
-    x = rng.normal((n_chains, *shape), seed=SEED, stream="start", device=device, dtype=dtype)
-    state = chain_start(kernel, target, x, 20)
-    eager = opponents.sweeping(opponents.half_sweep, target, 1.2, state.x)
-    sites = math.prod(shape)
-    return of_chain(name, "site update", sites, kernel, target, state, eager, steps)
-
-
-MALA_STEP, HMC_STEP = 5e-4, 0.02  # acceptance 0.6 and 0.85 on the chain of 100 sites
-CHAIN = Phi4Chain(n_sites=100, a=0.1, beta=20.0)
-
-
-def on_chain(n_chains: int, device: torch.device, dtype: torch.dtype) -> State:
-    """The start of the chain cases: the positive mode, warmed up."""
-    x = 1 + 0.1 * rng.normal((n_chains, 100), seed=SEED, stream="start", device=device, dtype=dtype)
-    return chain_start(MALA(MALA_STEP), CHAIN, x, 20)
-
-
-def mala_chain(
-    name: str, n_chains: int, device: torch.device, dtype: torch.dtype = torch.float32,
-    steps: tuple[int, int, int] = (1, 50, 10),
-) -> Case:  # fmt: skip
-    """MALA on the φ⁴ chain with d = 100."""
-    state, energy = on_chain(n_chains, device, dtype), opponents.chain_energy(CHAIN)
-    eager = stepping(lambda *s: opponents.mala_step(energy, MALA_STEP, *s), energy, state.x)
-    return of_chain(name, "step·dim", 100, MALA(MALA_STEP), CHAIN, state, eager, steps)
-
-
-def hmc_chain(
-    name: str, n_chains: int, device: torch.device, steps: tuple[int, int, int] = (1, 20, 2)
-) -> Case:
-    """HMC with 10 leapfrog steps on the φ⁴ chain with d = 100."""
-    state, energy = on_chain(n_chains, device, torch.float32), opponents.chain_energy(CHAIN)
-    score, kernel = opponents.chain_score(CHAIN), HMC(HMC_STEP, n_leapfrog=10)
-    eager = stepping(
-        lambda *s: opponents.hmc_step(energy, score, HMC_STEP, 10, *s), energy, state.x
-    )
-    return of_chain(name, "leapfrog·dim", 1000, kernel, CHAIN, state, eager, steps)
-
-
-def mixture(k: int, d: int) -> GaussianMixture:
-    """k components with diagonal covariances, centred, a few widths apart."""
-    mean = 2 * rng.normal((k, d), seed=SEED, stream="user", dtype=torch.float64)
-    variance = 0.3 + 0.4 * rng.uniform(
-        (k, d), seed=SEED, stream="user", step=1, dtype=torch.float64
-    )
-    return GaussianMixture(mean - mean.mean(0), variance)
-
-
-def mala_mixture(
-    name: str, k: int, d: int, n_chains: int, device: torch.device,
-    steps: tuple[int, int, int] = (1, 50, 5),
-) -> Case:  # fmt: skip
-    """MALA on a mixture of k Gaussians in d dimensions, from exact draws; acceptance 0.6 to 0.9."""
-    target, h = mixture(k, d), 0.3 * d ** (-1 / 3)
-    kernel = MALA(h)
-    state = chain_start(kernel, target, target.sample(n_chains, seed=SEED, device=device), 1)
-    energy = opponents.mixture_energy(target, state.x)
-    eager = stepping(lambda *s: opponents.mala_step(energy, h, *s), energy, state.x)
-    return of_chain(name, "step", 1, kernel, target, state, eager, steps, agree="close")
+    work = math.prod(shape)
+    return Case(f"{name}_fill", f"{work} numbers", "number", work, tuple(variants), observe)
 
 
 # ---------------------------------------------------------------------------- the quick benchmark
@@ -197,12 +186,16 @@ def quick(
     begin = time.perf_counter()
     with torch.random.fork_rng(devices=[]), _threads(threads):
         torch.manual_seed(SEED)
+        mixture = mixture_problem(8, 2, 4 * n_chains, device)
+        direct = opponents.mixture_energy(mixture.target, mixture.state.x)
+        chain = chain_problem(MALA(MALA_STEP), n_chains, device)
+        hmc = chain_problem(HMC(HMC_STEP, n_leapfrog=10), n_chains, device)
         cases = (
-            fill("normal", torch.randn, 1000 * n_chains, device),
-            phi4_sites("phi4_2d_sites", (16, 16), n_chains, device),
-            mala_chain("mala_chain", n_chains, device),
-            hmc_chain("hmc_chain", n_chains, device),
-            mala_mixture("mala_mixture", 8, 2, 4 * n_chains, device),
+            fill_case("normal", torch.randn, 1000 * n_chains, device),
+            sites_case("phi4_2d_sites", sites_problem((16, 16), n_chains, device)),
+            mala_case("mala_chain", "step·dim", chain, opponents.chain_energy(CHAIN)),
+            hmc_case("hmc_chain", hmc),
+            mala_case("mala_mixture", "step", mixture, direct, agree="close"),
         )
         rows = [_quick_row(case, seconds, repeats, device) for case in cases]
     found = _native.info()

@@ -108,16 +108,14 @@ def chain(
         list(found.energy.layout), found.beta, found.centre, found.precision,
         state.seed, state.step, state.first_chain, n, thin or 0, n_leapfrog, list(adapt),
         out, log_prob, score_out, accept, nonfinite,
-        scale_out if driver == "mala" else None, trace_x, trace_log_prob,
+        scale_out if adapt != NO_ADAPTATION else None, trace_x, trace_log_prob,
     )  # fmt: skip
     gradients = n * rows * (n_leapfrog if driver == "hmc" else 1)
     for counted in found.counted:
         counted.counts.evaluations += n * rows
         if driver != "metropolis":
             counted.counts.gradients += gradients
-    extra = {"nonfinite": nonfinite}
-    if driver == "mala":
-        extra["step_size"] = scale_out
+    adapted = {"step_size": scale_out} if adapt != NO_ADAPTATION else {}
     event = state.x.shape[1:]
     new = replace(
         state,
@@ -125,9 +123,10 @@ def chain(
         log_prob=log_prob,
         score=None if score_out is None else score_out.reshape(state.x.shape),
         step=state.step + n,
+        aux={**state.aux, **adapted},
     )
     kept_x = None if trace_x is None else trace_x.reshape(rows, kept, *event)
-    return new, Info(accept, extra, kept_x, trace_log_prob)
+    return new, Info(accept, {"nonfinite": nonfinite}, kept_x, trace_log_prob)
 
 
 def sites(

@@ -110,8 +110,8 @@ class Multiplicative:
 class MALA:
     """Metropolis-adjusted Langevin; `step_size` h is a number, one per chain, or None (warm-up finds it).
 
-    With `adapt` every chain changes its own h after every step; the steps reached come back in
-    `info.extra["step_size"]`. Cost: one value and one gradient a step.
+    With `adapt` every chain changes its own h after every step, from `step_size` or 1e-5 on; the steps
+    reached are `state.aux["step_size"]`. Cost: one value and one gradient a step.
     """
 
     step_size: Tensor | float | None = None
@@ -127,8 +127,8 @@ class MALA:
         self, target: Target, state: State, n: int = 1, *, thin: int | None = None
     ) -> tuple[State, Info]:
         check_steps(n, thin)
-        h = per_chain(needed(self.step_size, "step_size"), "step_size", state.log_prob)
         rule = self.adapt
+        h = self._start_of_step(state)
         adapt = fused.NO_ADAPTATION if rule is None else (rule.factor, rule.cap, *rule.thresholds())
         done = fused.chain("mala", target, state, n, thin, h, adapt=adapt)
         if done is not None:
@@ -156,11 +156,17 @@ class MALA:
             if rule is not None:
                 h = rule.apply(h, log_ratio)
             collect.add(probability, finite, x, log_prob)
-        new = replace(state, x=x, log_prob=log_prob, score=score, step=state.step + n)
-        return new, collect.info(step_size=h)
+        aux = state.aux if rule is None else {**state.aux, "step_size": h}
+        new = replace(state, x=x, log_prob=log_prob, score=score, step=state.step + n, aux=aux)
+        return new, collect.info()
+
+    def _start_of_step(self, state: State) -> Tensor:
+        if self.adapt is not None and "step_size" in state.aux:
+            return state.aux["step_size"]
+        return per_chain(needed(self.scale(), "step_size"), "step_size", state.log_prob)
 
     def scale(self) -> Tensor | float | None:
-        return self.step_size
+        return 1e-5 if self.adapt is not None and self.step_size is None else self.step_size
 
     def with_scale(self, scale: Tensor | float) -> MALA:
         return replace(self, step_size=scale)

@@ -118,8 +118,8 @@ def _sweeps(
     with torch.no_grad():
         log_prob = target.log_prob(x)
         if info.x is not None:
-            flat = info.x.reshape(-1, *x.shape[1:])
-            info = info._replace(log_prob=target.log_prob(flat).reshape(info.x.shape[:2]))
+            kept = [target.log_prob(info.x[:, k]) for k in range(info.x.shape[1])]
+            info = info._replace(log_prob=torch.stack(kept, dim=1))
     return replace(state, x=x, log_prob=log_prob, step=state.step + n), info
 
 
