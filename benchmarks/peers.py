@@ -1,10 +1,10 @@
-"""The same work by other people's libraries: JAX, blackjax, numba. Each is a pair: setup_x(...) -> run_x(n).
+"""The same work by JAX, blackjax and numba: a pair setup_x(...) -> run_x(n) for each.
 
 Written as a competent user writes them: one `jit` around a `lax.scan` over the steps, gradients by
-JAX, the lattice kept as two arrays of one colour each. run_x(n) makes n steps from the same start and
-returns a NumPy array; a number of steps is compiled once. Peers draw from their own generators.
+JAX, the lattice kept as two arrays of one colour each. run_x(n) makes n steps from the same start
+and returns a NumPy array; each n is compiled once. Peers draw from their own generators.
 
-A peer that is not installed has no variants: `available` says which are here.
+`available` says which are installed; the others have no variants.
 """
 
 from __future__ import annotations

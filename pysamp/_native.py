@@ -58,6 +58,17 @@ def _environment(name: str, allowed: tuple[str, ...]) -> str | None:
     return value
 
 
+def _why() -> str:
+    """One cause and one cure for a missing CPU module."""
+    here = pathlib.Path(__file__).resolve().parent
+    if (here.parent / "pyproject.toml").exists():
+        return (
+            f"{here} is the source folder, which holds none and hides an installed pysamp; start Python "
+            "in another folder, or install with `pip install -e .`"
+        )
+    return f"{_cpu_reason}; reinstall with a C++ compiler at hand, and run `pysamp doctor`"
+
+
 def _start() -> Backend:
     wanted = _environment("PYSAMP_BACKEND", ("native", "torch"))
     required = _environment("PYSAMP_REQUIRE", ("cpu", "cuda"))
@@ -72,8 +83,7 @@ def _start() -> Backend:
         return "torch"
     if _cpu is None:
         warnings.warn(
-            f"pysamp runs in pure torch, without its native kernels ({_cpu_reason}); "
-            "run `pysamp doctor` for the cause",
+            f"pysamp runs in pure torch, without its native kernels: {_why()}",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -32,16 +32,17 @@ class Size:
     """How much is drawn.
 
     The ladder is dense because exchanges cost next to nothing: with 32 rungs 4 of 5 are accepted, and
-    copies travel rather than diffuse. At β·0.2 a field changes phase within a few trajectories; 48
-    leapfrog steps are a quarter period of its slowest wave.
+    copies travel rather than diffuse. Of the same cost, few long tempered chains are judged more
+    sharply than many short ones: R-hat looks at each chain by itself.
     """
 
     chains: int = 64  # of the local samplers
     draws: int = 500
-    tempered_chains: int = 8  # few and long: R-hat judges each chain by itself
-    tempered_draws: int = 3000
+    warmup: int = 3000
+    tempered_chains: int = 4
+    tempered_draws: int = 10_000
+    tempered_warmup: int = 500
     n_rungs: int = 32
-    warmup: int = 500
 
 
 FULL = Size()
@@ -60,16 +61,16 @@ def demo(
     _clear(out)
     target = Phi4Chain(n_sites=100, a=0.1, beta=20.0, h=0.0025)
     local = {"n_chains": size.chains, "n_draws": size.draws, "warmup": size.warmup}
-    hmc = HMC(n_leapfrog=48)
+    hmc = HMC(n_leapfrog=24)
     plan: dict[str, tuple[Any, dict[str, int]]] = {
         "MALA": (MALA(), {**local, "thin": 100}),
         "HMC": (hmc, {**local, "thin": 4}),
         "tempered HMC": (
-            ParallelTempering(hmc, n_rungs=size.n_rungs, beta_min=0.2, swap_every=3),
+            ParallelTempering(hmc, n_rungs=size.n_rungs, beta_min=0.2, swap_every=4),
             {
                 "n_chains": size.tempered_chains,
                 "n_draws": size.tempered_draws,
-                "warmup": size.warmup,
+                "warmup": size.tempered_warmup,
             },
         ),
     }

@@ -1,8 +1,8 @@
 """Plain torch at its best: what the native kernels are timed against.
 
 Written as by someone who needs no equal numbers: torch's own generators, analytic gradients,
-updates in place, a lattice kept as two arrays of one colour each. Nothing samples with this file. It
-is the one place besides rng.py that draws; its callers put torch's generators back afterwards.
+updates in place, a lattice kept as two arrays of one colour each. Nothing samples with this
+file. It is the one place besides rng.py that draws; callers put torch's generators back afterwards.
 
 Conventions are those of mcmc/: Langevin steps x + h ∇log p + √(2h) ξ, proposals x + δ (2u − 1).
 """
@@ -170,6 +170,25 @@ def stepping(step: Callable[..., Walkers], energy: Energy, x: Tensor) -> Callabl
         for _ in range(n):
             state = step(*state)
         return state[0]
+
+    return run
+
+
+def random_walk(
+    density: Callable[[Tensor], Tensor], width: float, x: Tensor
+) -> Callable[[int], Tensor]:
+    """run(n): n Metropolis steps of the whole event from `x`."""
+    start = (x, density(x))
+
+    def run(n: int) -> Tensor:
+        x, log_prob = start
+        for _ in range(n):
+            y = torch.rand_like(x).sub_(0.5).mul_(2 * width).add_(x)
+            log_prob_y = density(y)
+            move = torch.rand_like(log_prob).log_() < log_prob_y - log_prob
+            x = torch.where(move[:, None], y, x)
+            log_prob = torch.where(move, log_prob_y, log_prob)
+        return x
 
     return run
 

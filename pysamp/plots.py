@@ -38,6 +38,7 @@ EXACT = "#000000"
 N_TRACES = 6  # chains drawn; more of them hide each other
 N_POINTS = 1000  # of a trace; a page has no more columns
 N_EXACT = 50_000  # exact draws for a reference histogram: 1 % in a bin of weight 0.2
+N_LAST = 150  # draws of a trace in which single changes of phase can be seen
 N_DOTS = 5000  # of a scatter plot
 MAX_BARS = 40  # modes with a label of their own
 
@@ -96,10 +97,10 @@ def plot_samples(
     _save(figure, path)
 
 
-def _traces(ax: Axes, series: Tensor, name: str, colour: str) -> None:
+def _traces(ax: Axes, series: Tensor, name: str, colour: str, most: int = N_TRACES) -> None:
     """A few chains in shades of one colour, every k-th draw."""
     n_chains, n_draws = series.shape
-    shown = np.unique(np.linspace(0, n_chains - 1, min(N_TRACES, n_chains)).astype(int))
+    shown = np.unique(np.linspace(0, n_chains - 1, min(most, n_chains)).astype(int))
     stride = max(1, n_draws // N_POINTS)
     draws = np.arange(0, n_draws, stride)
     for i, chain in enumerate(shown):
@@ -143,6 +144,7 @@ def _histogram(
     colour: str,
     span: tuple[float, float] | None = None,
     label: str = "draws",
+    **style: Any,
 ) -> None:
     values, weights = _array(series).ravel(), _array(weight).ravel()
     good = np.isfinite(values)
@@ -153,8 +155,8 @@ def _histogram(
         weights=weights[good],
         density=True,
         color=colour,
-        alpha=0.55,
         label=label,
+        **(style or {"alpha": 0.55}),
     )
     _label(ax, "", _symbol(name), "density")
 
@@ -267,9 +269,10 @@ def plot_demo(results: Mapping[str, Samples], path: str | os.PathLike) -> None:
 
     ax = figure.add_subplot(grid[1, 0:2])
     span = (-top, top)
-    for name, samples in results.items():
-        series = samples.x[:, :, mid]
-        _histogram(ax, series, _weight(samples), "phi_mid", colours[name], span, label=name)
+    for i, (name, samples) in enumerate(results.items()):
+        series, last = samples.x[:, :, mid], i == len(results) - 1
+        style = {"histtype": "stepfilled", "alpha": 0.45} if last else {"histtype": "step", "lw": 1.3}
+        _histogram(ax, series, _weight(samples), "phi_mid", colours[name], span, name, **style)
     ax.plot(*_mid_density(target), color=EXACT, lw=1.4, label="exact")
     ax.set_xlim(*span)
     ax.set_ylim(top=1.3 * ax.get_ylim()[1])
@@ -282,16 +285,15 @@ def plot_demo(results: Mapping[str, Samples], path: str | os.PathLike) -> None:
 
 
 def _mid_traces(ax: Axes, samples: Samples, mid: int, name: str, colour: str) -> None:
-    _traces(ax, samples.x[:, :, mid], "phi_mid", colour)
-    label = samples.target.mode(samples.flat()).reshape(samples.n_chains, -1)  # type: ignore[union-attr]
-    changes = int((label[:, 1:] != label[:, :-1]).sum())
+    """The last draws of a few chains, and how often all chains changed phase in the whole run."""
+    series = samples.x[:, :, mid]
+    positive = series > 0
+    changes = int((positive[:, 1:] != positive[:, :-1]).sum())
+    _traces(ax, series[:, -N_LAST:], "phi_mid", colour, most=4)
     ax.axhline(0, color="#999999", lw=0.8)
-    ax.set_title(
-        f"{name}: {min(N_TRACES, samples.n_chains)} of {samples.n_chains} chains; "
-        f"{changes:,} changes of phase in all",
-        fontsize=10,
-        loc="left",
-    )
+    title = f"{name}: {changes:,} changes of phase in {series.numel():,} draws"
+    _label(ax, title, f"last {min(N_LAST, series.shape[1])} draws, 4 of {len(series)} chains", "")
+    ax.set_ylabel(_symbol("phi_mid"), fontsize=10)
 
 
 def _demo_weights(
@@ -299,7 +301,7 @@ def _demo_weights(
 ) -> None:
     top = weight_plus
     for i, (name, samples) in enumerate(results.items()):
-        plus = _plus(samples.summary().modes)
+        plus = samples.summary().modes[1]  # mode 1 is the positive phase
         ax.errorbar(
             [i], [plus["weight"]], [plus["error"]], fmt="o", color=colours[name], ms=7, capsize=5
         )
@@ -310,10 +312,6 @@ def _demo_weights(
     ax.set_ylim(0, 1.3 * top)
     _label(ax, "weight of the + phase, ± 1 s.e.", "", r"$P(\phi_{\mathrm{mid}} > 0)$")
     _legend(ax)
-
-
-def _plus(modes: list[dict[str, Any]]) -> dict[str, Any]:
-    return modes[-1]
 
 
 def _fields(ax: Axes, samples: Samples, target: Phi4Chain) -> None:

@@ -14,7 +14,7 @@ that the command runs in.
 from __future__ import annotations
 
 import difflib
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 import types
@@ -343,9 +343,10 @@ def _convert(value: Any, hint: Any, key: Key) -> Any:
 
 def _parts() -> dict[str, Maker]:
     """What may stand inside another object: kernels, samplers, targets and networks."""
-    import pysamp.nets as package
-
-    networks = {n: v for n, v in _public(package) if inspect.isclass(v) and _defines(v, "forward")}
+    networks: dict[str, Maker] = {}
+    if importlib.util.find_spec("pysamp.nets"):
+        package = importlib.import_module("pysamp.nets")
+        networks = {n: v for n, v in _public(package) if _defines(v, "forward")}
     return {**networks, **targets(), **samplers()}
 
 

@@ -212,7 +212,8 @@ def test_every_op_has_a_benchmark():
         if isinstance(part, ast.Constant) and isinstance(part.value, str)
         for word in re.findall(r"\w+", part.value)
     }
-    assert set(ops.TABLE) <= used
+    for op in ops.TABLE:
+        assert any(word == op or word.startswith(f"{op}_") for word in used), op
 
 
 def test_streams_of_python_are_those_of_c():

@@ -1,6 +1,7 @@
-"""Parallel tempering recovers known weights of modes from the wrong start, and its bookkeeping is exact."""
+"""Parallel tempering: known weights of modes from the wrong start, and an exact bookkeeping."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -47,9 +48,10 @@ def test_two_modes_from_one_mode(dim):
     stuck, _ = plain.step(target, plain.init(target, x, seed=2), 500)
     assert float((target.mode(stuck.x) == 1).double().mean()) == 1.0
 
-    kernel = ParallelTempering(MALA(), n_rungs=5 if dim == 4 else 7, beta_min=0.03)
+    # The hot rung must cross freely: all copies have to forget where they began.
+    kernel = ParallelTempering(MALA(), n_rungs=6, beta_min=0.12 / dim, swap_every=4)
     kernel, state, report = warm_up(kernel, target, kernel.init(target, x, seed=2), 500)
-    _, info = kernel.step(target, state, 1500, thin=5)
+    _, info = kernel.step(target, state, 800, thin=4)
     light = (target.mode(info.x.flatten(0, 1)) == 1).double().reshape(info.x.shape[:2])
     assert z_of_chains(light.mean(1), 1 / 3) < SE
     assert float(light.mean(1).std()) < 0.3  # every chain has been in both
@@ -58,17 +60,17 @@ def test_two_modes_from_one_mode(dim):
     swaps = torch.tensor(report["swap_accept"])
     assert float(swaps.max() - swaps.min()) < 0.12  # the ladder was spaced for equal rates
     assert report["ladder"][0] == 1.0
-    assert report["ladder"][-1] == pytest.approx(0.03)
+    assert report["ladder"][-1] == pytest.approx(0.12 / dim)
 
 
 def test_phi4_chain_from_one_phase():
-    """d = 32 with the barrier of the d = 100 chain of the papers; all chains start in the rare phase."""
+    """d = 32 has the barrier of the d = 100 chain of the papers; all start in the rare phase."""
     target = Phi4Chain(n_sites=32, a=0.1, beta=20.0, h=0.0025)
-    n = 96
+    n = 128
     x = 1 + 0.05 * start(n, (32,))
-    kernel = ParallelTempering(HMC(n_leapfrog=20), n_rungs=6, beta_min=0.2)
-    kernel, state, _ = warm_up(kernel, target, kernel.init(target, x, seed=3), 600)
-    state, info = kernel.step(target, state, 2400, thin=6)
+    kernel = ParallelTempering(HMC(n_leapfrog=40), n_rungs=6, beta_min=0.2)
+    kernel, state, _ = warm_up(kernel, target, kernel.init(target, x, seed=3), 400)
+    state, info = kernel.step(target, state, 1000, thin=4)
     known, mid = target.exact, info.x[:, :, 16].double()
     assert z_of_chains((mid > 0).double().mean(1), known.weight_plus) < SE
     assert z_of_chains((mid**2).mean(1), known.mid_square) < SE
@@ -99,19 +101,13 @@ def test_hot_rungs_sample_their_own_powers(inner):
 
 
 def test_swap_acceptance_of_a_gaussian_is_known():
-    """E min(1, e^{(β₁ − β₂)(U₂ − U₁)}) for U_i ~ Γ(d/2, β_i) by quadrature over both energies."""
+    """E min(1, e^{(β₀ − β₁)(U₀ − U₁)}) for U_i ~ Γ(d/2, β_i) by quadrature over both energies."""
     dim, betas = 4, (1.0, 0.4)
     target = GaussianMixture(torch.zeros(1, dim), torch.ones(1))
-    u = torch.linspace(0, 60, 6001, dtype=F64)[1:]
-    density = [u ** (dim / 2 - 1) * torch.exp(-b * u) for b in betas]
-    p1, p2 = (p / p.sum() for p in density)
+    u = torch.linspace(0, 60, 3001, dtype=F64)[1:]
+    cold, hot = (u ** (dim / 2 - 1) * torch.exp(-b * u) for b in betas)
     ratio = torch.exp(((betas[0] - betas[1]) * (u[:, None] - u[None, :])).clamp(max=0.0))
-    expected = float(p1 @ (ratio @ p2))
-    # log p₁ − log p₂ = U₂ − U₁: rung 1 must be the one at u[None, :]
-    expected_direct = float(
-        p2 @ (torch.exp(((betas[0] - betas[1]) * (u[None, :] - u[:, None])).clamp(max=0.0)) @ p1)
-    )
-    assert expected == pytest.approx(expected_direct, abs=1e-12) or True
+    expected = float(cold @ (ratio @ hot) / (cold.sum() * hot.sum()))
     kernel = ParallelTempering(MALA(step_size=torch.tensor([0.5, 1.2])), betas=betas)
     state = kernel.init(target, target.sample(4000, seed=1, dtype=F64), seed=5)
     state, _ = kernel.step(target, state, 40)
@@ -184,7 +180,7 @@ def test_native_and_torch_agree_to_the_last_bit(name, inner, dtype):
 
 @pytest.mark.parametrize("inner", ["mala", "rwm"])
 def test_state_is_consistent(inner):
-    """The cold row is the walker on rung 0; what is stored of each walker belongs to its x and its β."""
+    """The cold row is the walker on rung 0; what is stored of a walker belongs to its x and β."""
     target, kernel = TARGETS["phi4"], made(inner)
     state = kernel.init(target, start(50, (12,), dtype=F64), seed=8)
     state, info = kernel.step(target, state, 30)
@@ -206,7 +202,7 @@ def test_state_is_consistent(inner):
 
 
 def test_almost_equal_powers_always_swap():
-    """With all β equal but for a hair, each swap is accepted, and walkers march through the ladder."""
+    """With β equal but for a hair each swap is accepted, and walkers march through the ladder."""
     betas = tuple(1 - 1e-12 * k for k in range(4))
     kernel = ParallelTempering(MALA(step_size=0.01), betas=betas)
     target = TARGETS["phi4"]
@@ -235,7 +231,7 @@ def test_swaps_that_lower_the_weight_too_much_are_refused():
     aux["log_prob"] = target.log_prob(aux["x"].flatten(0, 1)).reshape(6, 2)
     state, info = kernel.step(target, replace(state, aux=aux), 10)
     assert torch.equal(state.aux["rung"], torch.arange(2).expand(6, 2))
-    assert float(info.extra["swap_accept"].max()) == 0.0
+    assert float(info.extra["swap_accept"].max()) < 1e-200
     # The other way round the swap is certain.
     aux["x"], aux["log_prob"] = aux["x"].flip(1), aux["log_prob"].flip(1)
     state, _ = kernel.step(
@@ -254,7 +250,7 @@ def test_flat_rung_on_a_bounded_support():
     target = FunctionTarget(log_prob, (2,))
     kernel = ParallelTempering(Metropolis(width=0.8, moves="all"), betas=(1.0, 0.4, 0.0))
     x = 2 * rng.uniform((2000, 2), seed=3, stream="user", dtype=F64) - 1
-    state, info = kernel.step(target, kernel.init(target, x, seed=2), 60)
+    state, _ = kernel.step(target, kernel.init(target, x, seed=2), 60)
     at = torch.argsort(state.aux["rung"], dim=1)
     by_rung = state.aux["x"].gather(1, at[:, :, None].expand(-1, -1, 2))
     assert z_of_chains(by_rung[:, 2, 0] ** 2, 1 / 3) < SE
@@ -286,9 +282,9 @@ def test_respacing_equalises_a_known_barrier():
     def barrier(beta):
         return 0.2 * min(-math.log(beta), -math.log(0.3)) + 0.05 * max(0, math.log(0.3 / beta))
 
-    steps = [barrier(b) - barrier(a) for a, b in zip(ladder[:-1], ladder[1:], strict=True)]
+    steps = [barrier(b) - barrier(a) for a, b in pairwise(ladder)]
     new = respaced(ladder, [1 - s for s in steps])
-    found = [barrier(b) - barrier(a) for a, b in zip(new[:-1], new[1:], strict=True)]
+    found = [barrier(b) - barrier(a) for a, b in pairwise(new)]
     assert found == pytest.approx([barrier(0.09) / 8] * 8, rel=1e-9)
     assert (new[0], new[-1]) == (1.0, 0.09)
     assert respaced(new, [1 - f for f in found]) == pytest.approx(new)

@@ -77,9 +77,9 @@ class ParallelTempering:
 
     The state has n_chains rows, the copies at β = 1, and in `aux`, chain first: by walker "x"
     (n_chains, K, …), "log_prob" of p itself, "score" of p^β and "rung"; by rung "ladder" and
-    "label"; and "round_trips" so far. `Info.extra` has "swap_accept" (n_chains, K − 1), the mean probability
-    to swap, "rung_accept" (n_chains, K), and "round_trip_rate" (n_chains,), how often per step a copy
-    was back from the other end at β = 1. `Info.accept` is that of the rung at β = 1.
+    "label"; and "round_trips" so far. `Info.accept` is that of the rung at β = 1; `Info.extra` has
+    "swap_accept" (n_chains, K − 1), the mean probability to swap, "rung_accept" (n_chains, K), and
+    "round_trip_rate" (n_chains,), how often per step a copy was back at β = 1 from the other end.
     Cost: K · swap_every transitions of the kernel a step.
 
     Raises ValueError, TypeError for a ladder, a count or a kernel that cannot be used.

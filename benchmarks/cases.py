@@ -1,0 +1,511 @@
+"""The benchmark cases: the work, the ways to do it, and what it costs at least.
+
+One function per case makes a `Bench`. Variants: "torch", the definition; "native", the kernels;
+"torch eager", the fastest plain torch known (pysamp/opponents.py), and its relatives; "torch.compile",
+the eager step compiled; then the peers of peers.py.
+
+Counting. A unit is a site update, a step·dim, a leapfrog·dim, a step or a number. `flops` are those of
+the definition per unit, random numbers apart. `call_bytes` and `step_bytes` must move between memory
+and chip, once per call and once per step. `draws` are the random numbers of a unit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import peers
+from pysamp import _native, opponents, ops, rng
+from pysamp.mcmc.hmc import HMC
+from pysamp.mcmc.langevin import MALA, ULA
+from pysamp.mcmc.metropolis import Metropolis
+from pysamp.opponents import stepping
+from pysamp.quickbench import (
+    CHAIN,
+    HMC_STEP,
+    MALA_STEP,
+    SEED,
+    Problem,
+    chain_problem,
+    fill_case,
+    hmc_case,
+    mala_case,
+    mixture_problem,
+    native_on,
+    of_problem,
+    sites_case,
+    sites_problem,
+)
+from pysamp.timing import Case, Variant
+
+ULA_STEP = 1e-4  # its bias is a few per cent
+WIDTH = 0.015  # of moves of the whole chain; acceptance 0.3
+
+
+class NotHereError(Exception):
+    """The case does not exist on this device or with this number of threads."""
+
+
+@dataclass(frozen=True)
+class On:
+    """Where a run takes place."""
+
+    device: torch.device
+    threads: int = 1
+    quick: bool = False  # without torch.compile
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A case with its counts."""
+
+    case: Case
+    flops: float = 0.0
+    call_bytes: float = 0.0
+    step_bytes: float = 0.0
+    draws: tuple[Literal["uniform", "normal"], float] | None = None
+    times_itself: bool = False  # run(n) returns seconds: work that needs a fresh process
+
+    def adding(self, *variants: Variant) -> Bench:
+        case = replace(self.case, variants=(*self.case.variants, *variants))
+        return replace(self, case=case)
+
+
+def _state_bytes(problem: Problem) -> float:
+    """A call reads and writes the field, and the score where the kernel has one."""
+    x = problem.state.x
+    fields = 1 if problem.state.score is None else 2
+    return 2.0 * fields * x.numel() * x.element_size()
+
+
+def _compiled(on: On, function: Callable[..., Any]) -> Callable[..., Any] | None:
+    if on.quick:
+        return None
+    torch._dynamo.reset()  # its cache of eight graphs per function is shared by all cases
+    return torch.compile(function, dynamic=False)
+
+
+def _peers(**setups: tuple[int, Callable[[], peers.Run]]) -> list[Variant]:
+    """Variants of the peers that are installed; name = (steps of a call, setup)."""
+    found = [(name, *setup) for name, setup in setups.items() if peers.available(name)]
+    return [Variant(name, setup(), steps) for name, steps, setup in found]
+
+
+# ---------------------------------------------------------------------------- single ops
+def _fill(on: On, name: str, opponent: Callable[..., Tensor], numpy: Any = None) -> Bench:
+    case = fill_case(name, opponent, 100_000_000 if on.cuda else 1_000_000, on.device)
+    bench = Bench(case, step_bytes=4.0 * case.work)  # every number is written
+
+    def run(n: int) -> np.ndarray:
+        for _ in range(n):
+            out = numpy((1000, 1000), dtype=np.float32)
+        return out
+
+    return bench if numpy is None or on.cuda else bench.adding(Variant("numpy", run, 4))
+
+
+def bits_fill(on: On) -> Bench:
+    words = functools.partial(torch.randint, -(2**31), 2**31 - 1, dtype=torch.int32)
+    return _fill(on, "bits", words)
+
+
+def uniform_fill(on: On) -> Bench:
+    return _fill(on, "uniform", torch.rand, np.random.Generator(np.random.SFC64(SEED)).random)
+
+
+def normal_fill(on: On) -> Bench:
+    numpy = np.random.Generator(np.random.SFC64(SEED)).standard_normal
+    return _fill(on, "normal", torch.randn, numpy)
+
+
+def log_uniform_fill(on: On) -> Bench:
+    def opponent(shape: tuple[int, ...], device: torch.device) -> Tensor:
+        return torch.rand(shape, device=device).neg_().log1p_()  # torch's u may be 0, never 1
+
+    return _fill(on, "log_uniform", opponent)
+
+
+def _pool(on: On, shape: tuple[int, int]) -> list[Tensor]:
+    """Inputs that together exceed twice the last cache, so that each is read from memory."""
+    count = math.ceil((2**28 if on.cuda else 2**26) / (4 * math.prod(shape)))
+    return [
+        rng.normal(shape, seed=SEED, stream="user", step=k, device=on.device) for k in range(count)
+    ]
+
+
+def _of_op(
+    on: On, name: str, size: str, unit: str, work: float, pool: list[Tensor],
+    ours: Callable[[Tensor], Any], others: dict[str, Callable[[Tensor], Any]],
+    agree: Literal["equal", "close"] = "equal",
+) -> Case:  # fmt: skip
+    """An op on the inputs of a pool in turn; a timed call takes each of them once."""
+
+    def over(f: Callable[[Tensor], Any], backend: Any = None) -> Callable[[int], Any]:
+        def run(n: int) -> Any:
+            with _native.backend(backend) if backend else contextlib.nullcontext():
+                for k in range(n):
+                    out = f(pool[k % len(pool)])
+            return out
+
+        return run
+
+    n = len(pool)
+    variants = [Variant("torch", over(ours, "torch"), n)]
+    if native_on(on.device):
+        variants.append(Variant("native", over(ours, "native"), n, agree))
+    variants += [Variant(other, over(f), n, "close") for other, f in others.items()]
+    return Case(name, size, unit, work, tuple(variants), lambda x: {}, check_steps=2)
+
+
+def sum32_rows(on: On) -> Bench:
+    pool = _pool(on, (1000, 1003))
+    n, others = pool[0].numel(), {"torch eager": lambda x: x.sum(1)}
+    case = _of_op(on, "sum32_rows", "1000×1003", "number", n, pool, ops.sum32, others)
+    return Bench(case, flops=1, step_bytes=4.0 * n)
+
+
+def phi4_energy(on: On) -> Bench:
+    pool = _pool(on, (4096, 100))
+    density = opponents.chain_log_prob(CHAIN)
+    others = {
+        "torch eager": opponents.chain_energy(CHAIN),
+        "torch autograd": opponents.by_autograd(density),
+    }
+    ours, n = CHAIN.log_prob_and_score, pool[0].numel()
+    case = _of_op(on, "phi4_energy", "100, 4096 chains", "site", n, pool, ours, others)
+    return Bench(case, flops=CHAIN_FLOPS, step_bytes=8.0 * n)  # field in, score out
+
+
+def mixture_energy(on: On) -> Bench:
+    target, pool = mixture_problem(8, 64, 4096, on.device).target, _pool(on, (4096, 64))
+    others = {
+        "torch eager": opponents.mixture_energy(target, pool[0]),
+        "torch expanded": opponents.expanded_mixture_energy(target, pool[0]),
+        "torch autograd": opponents.by_autograd(opponents.mixture_log_prob(target, pool[0])),
+    }
+    ours, size = target.log_prob_and_score, "8 in 64 dimensions, 4096 chains"
+    case = _of_op(on, "mixture_energy", size, "row", 4096, pool, ours, others, "close")
+    return Bench(case, flops=_mixture_flops(8, 64), step_bytes=8.0 * pool[0].numel())
+
+
+# ---------------------------------------------------------------------------- lattice Metropolis
+def _sites(
+    on: On, name: str, shape: tuple[int, ...], n_chains: int, dtype: torch.dtype = torch.float32
+) -> tuple[Bench, Problem]:
+    problem = sites_problem(shape, n_chains, on.device, dtype)
+    # reference.phi4_local: neighbours 2d − 1, proposal 4, d, sum 2, quartic 4, bond 3, the rest 8
+    flops = 20.0 + 2 * len(shape)
+    draws = ("uniform", 2.0)  # the proposal and the decision
+    return Bench(sites_case(name, problem), flops, _state_bytes(problem), draws=draws), problem
+
+
+def _sites_others(on: On, problem: Problem) -> list[Variant]:
+    target, x, width = problem.target, problem.state.x, problem.kernel.width
+    constants = {"kappa": target.kappa, "lam": target.lam, "width": width}
+    half = _compiled(on, functools.partial(opponents.half_sweep, **constants))
+    variants = []
+    if half is not None:
+        run = opponents.sweeping(lambda *fields: half(*fields[:3]), target, width, x)
+        variants.append(Variant("torch.compile", run, 8))
+    variants += _peers(jax=(50, lambda: peers.setup_jax_sites(target, x, width)))
+    if len(target.shape) == 2 and not on.cuda:
+        variants += _peers(numba=(5, lambda: peers.setup_numba_sites(target, x, width)))
+    return variants
+
+
+def phi4_2d_16(on: On) -> Bench:
+    bench, problem = _sites(on, "phi4_2d_16", (16, 16), 1024)
+    return bench.adding(*_sites_others(on, problem))
+
+
+def phi4_2d_64(on: On) -> Bench:
+    bench, problem = _sites(on, "phi4_2d_64", (64, 64), 8192 if on.cuda else 64)
+    return bench.adding(*_sites_others(on, problem))
+
+
+def phi4_3d_16(on: On) -> Bench:
+    bench, problem = _sites(on, "phi4_3d_16", (16, 16, 16), 2048 if on.cuda else 32)
+    target, x, width = problem.target, problem.state.x, problem.kernel.width
+    odd = opponents.colour_rows((*target.shape, 1), on.device)[..., 0]  # (*shape)
+
+    def masked(n: int) -> Tensor:
+        phi = x
+        for _ in range(n):
+            phi = opponents.masked_sweep(phi, (~odd, odd), target.kappa, target.lam, width)
+        return phi
+
+    return bench.adding(Variant("torch masked", masked, 4), *_sites_others(on, problem))
+
+
+def phi4_2d_16_float64(on: On) -> Bench:
+    bench, problem = _sites(on, "phi4_2d_16_float64", (16, 16), 1024, torch.float64)
+    if not native_on(on.device):
+        return bench
+    kernel, target = problem.kernel, problem.target
+    single = Problem(kernel, target, kernel.init(target, problem.state.x.float(), seed=SEED))
+    return bench.adding(Variant("native float32", single.run("native"), 100))
+
+
+def phi4_2d_16_isa(on: On) -> Bench:
+    """The build for every level that this CPU can run, side by side in one process."""
+    if on.cuda or not native_on(on.device):
+        raise NotHereError("instruction sets are a matter of the CPU's native kernels")
+    bench, problem = _sites(on, "phi4_2d_16_isa", (16, 16), 1024)
+    run, (definition, *_) = problem.run("native"), bench.case.variants
+    names = _native._LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("_cpu",))
+    builds = []
+    for module in (importlib.import_module(f"pysamp.{name}") for name in names):
+        with_module = functools.partial(_run_with, module, run)
+        builds.append(Variant(f"native {module.isa}", with_module, 100, "equal"))
+    x, width = problem.state.x, problem.kernel.width
+    others = _peers(jax=(50, lambda: peers.setup_jax_sites(problem.target, x, width)))
+    return replace(bench, case=replace(bench.case, variants=(definition, *builds, *others)))
+
+
+def _run_with(module: Any, run: Callable[[int], Tensor], n: int) -> Tensor:
+    with mock.patch.object(_native, "_cpu", module):
+        return run(n)
+
+
+# ---------------------------------------------------------------------------- chains
+CHAIN_FLOPS = 22.0  # reference.phi4, value and score: Laplacian 3, φ² − 1 2, value 9, score 8
+MALA_FLOPS = CHAIN_FLOPS + 11  # proposal 4, |ξ|² 2, |x − x' − h score'|² 5
+
+
+def _mixture_flops(k: int, d: int) -> float:
+    return 7.0 * k * d  # of each component: gap 1, value 3, score 3
+
+
+def _mala_others(on: On, problem: Problem, energy: opponents.Energy, density: Any) -> list[Variant]:
+    target, x, h = problem.target, problem.state.x, problem.kernel.step_size
+    by_autograd = opponents.by_autograd(density)
+    auto = stepping(lambda *s: opponents.mala_step(by_autograd, h, *s), by_autograd, x)
+    variants = [Variant("torch autograd", auto, 4)]
+    step = _compiled(on, lambda *s: opponents.mala_step(energy, h, *s))
+    if step is not None:
+        variants.append(Variant("torch.compile", stepping(step, energy, x), 4))
+    return variants + _peers(
+        jax=(10, lambda: peers.setup_jax_mala(target, x, h)),
+        blackjax=(10, lambda: peers.setup_blackjax_mala(target, x, h)),
+    )
+
+
+def _mala(on: On, name: str, n_chains: int) -> Bench:
+    problem = chain_problem(MALA(MALA_STEP), n_chains, on.device)
+    energy, density = opponents.chain_energy(CHAIN), opponents.chain_log_prob(CHAIN)
+    case = mala_case(name, "step·dim", problem, energy)
+    bench = Bench(case, MALA_FLOPS, _state_bytes(problem), draws=("normal", 1))
+    return bench.adding(*_mala_others(on, problem, energy, density))
+
+
+def _chain_count(on: On) -> int:
+    return 65_536 if on.cuda else 4096
+
+
+def mala_chain(on: On) -> Bench:
+    return _mala(on, "mala_chain", _chain_count(on))
+
+
+def mala_chain_4096(on: On) -> Bench:
+    if not on.cuda:
+        raise NotHereError("this is mala_chain on the CPU")
+    return _mala(on, "mala_chain_4096", 4096)
+
+
+def mala_chain_16(on: On) -> Bench:
+    """Latency: 16 chains, 100 fused steps; the unit is one step of all of them."""
+    bench = _mala(on, "mala_chain_16", 16)
+    variants = [replace(v, steps=100) if v.name == "native" else v for v in bench.case.variants]
+    case = replace(bench.case, unit="step of all", work=1, variants=tuple(variants))
+    return replace(bench, case=case, flops=1600 * MALA_FLOPS, draws=("normal", 1600))
+
+
+def ula_chain(on: On) -> Bench:
+    problem = chain_problem(ULA(ULA_STEP), _chain_count(on), on.device)
+    energy, x = opponents.chain_energy(CHAIN), problem.state.x
+
+    def step(*state: Tensor) -> opponents.Walkers:
+        return opponents.ula_step(energy, ULA_STEP, *state)
+
+    eager = stepping(step, energy, x)
+    case = of_problem("ula_chain", "step·dim", 100, problem, eager, (1, 50, 10))
+    bench = Bench(case, CHAIN_FLOPS + 4, _state_bytes(problem), draws=("normal", 1))
+    compiled = _compiled(on, step)
+    if compiled is not None:
+        bench = bench.adding(Variant("torch.compile", stepping(compiled, energy, x), 10))
+    return bench.adding(*_peers(jax=(10, lambda: peers.setup_jax_ula(CHAIN, x, ULA_STEP))))
+
+
+def hmc_chain(on: On) -> Bench:
+    problem = chain_problem(HMC(HMC_STEP, n_leapfrog=10), _chain_count(on), on.device)
+    flops = 13.0 + 4  # the score alone; momentum and position
+    case = hmc_case("hmc_chain", problem)
+    bench = Bench(case, flops, _state_bytes(problem), draws=("normal", 0.1))
+    x, energy, score = problem.state.x, opponents.chain_energy(CHAIN), opponents.chain_score(CHAIN)
+    step = _compiled(on, lambda *s: opponents.hmc_step(energy, score, HMC_STEP, 10, *s))
+    if step is not None:
+        bench = bench.adding(Variant("torch.compile", stepping(step, energy, x), 2))
+    others = _peers(
+        jax=(2, lambda: peers.setup_jax_hmc(CHAIN, x, HMC_STEP, 10)),
+        blackjax=(2, lambda: peers.setup_blackjax_hmc(CHAIN, x, HMC_STEP, 10)),
+    )
+    return bench.adding(*others)
+
+
+def metropolis_chain(on: On) -> Bench:
+    """Random walk of the whole event."""
+    problem = chain_problem(Metropolis(WIDTH, moves="all"), _chain_count(on), on.device)
+    eager = opponents.random_walk(opponents.chain_log_prob(CHAIN), WIDTH, problem.state.x)
+    case = of_problem("metropolis_chain", "step·dim", 100, problem, eager, (1, 50, 10))
+    flops = 4.0 + 14  # proposal, value
+    return Bench(case, flops, _state_bytes(problem), draws=("uniform", 1))
+
+
+def _mixture(on: On, k: int, d: int) -> Bench:
+    n_chains = 4096 if not on.cuda else 262_144 if d == 2 else 65_536
+    problem = mixture_problem(k, d, n_chains, on.device)
+    target, x, h = problem.target, problem.state.x, problem.kernel.step_size
+    energy = opponents.mixture_energy(target, x)
+    case = mala_case(f"mala_mixture_{k}_{d}", "step", problem, energy, (1, 50, 4), agree="close")
+    flops = _mixture_flops(k, d) + 11 * d
+    bench = Bench(case, flops, _state_bytes(problem), draws=("normal", d))
+    expanded = opponents.expanded_mixture_energy(target, x)
+    run = stepping(lambda *s: opponents.mala_step(expanded, h, *s), expanded, x)
+    density = opponents.mixture_log_prob(target, x)
+    others = _mala_others(on, problem, energy, density)
+    return bench.adding(Variant("torch expanded", run, 4), *others)
+
+
+def mala_mixture_8_2(on: On) -> Bench:
+    return _mixture(on, 8, 2)
+
+
+def mala_mixture_2_64(on: On) -> Bench:
+    return _mixture(on, 2, 64)
+
+
+def mala_mixture_8_64(on: On) -> Bench:
+    return _mixture(on, 8, 64)
+
+
+def mala_mixture_16_128(on: On) -> Bench:
+    return _mixture(on, 16, 128)
+
+
+# ---------------------------------------------------------------------------- threads
+def _scaling(on: On, bench: Bench) -> Bench:
+    """All threads against one, of the native kernel alone."""
+    definition, native = bench.case.variants[:2]
+
+    def alone(n: int) -> Any:
+        torch.set_num_threads(1)
+        try:
+            return native.run(n)
+        finally:
+            torch.set_num_threads(on.threads)
+
+    one = Variant("native 1 thread", alone, native.steps, "equal", threads=1)
+    return replace(bench, case=replace(bench.case, variants=(definition, native, one)))
+
+
+def _check_threads(on: On) -> None:
+    if on.cuda or on.threads < 2 or not native_on(on.device):
+        raise NotHereError("needs native kernels on the CPU and --threads 2 or more")
+
+
+def phi4_2d_16_scaling(on: On) -> Bench:
+    _check_threads(on)
+    return _scaling(on, _sites(on, "phi4_2d_16_scaling", (16, 16), 1024)[0])
+
+
+def mala_chain_scaling(on: On) -> Bench:
+    _check_threads(on)
+    problem = chain_problem(MALA(MALA_STEP), 4096, on.device)
+    case = mala_case("mala_chain_scaling", "step·dim", problem, opponents.chain_energy(CHAIN))
+    return _scaling(on, Bench(case, MALA_FLOPS, _state_bytes(problem), draws=("normal", 1)))
+
+
+# ---------------------------------------------------------------------------- first call
+def first_call(on: On) -> Bench:
+    """From the end of the imports to the end of a MALA step of 4096 chains, in a fresh process."""
+    names = ["native"] if native_on(on.device) else []
+    names += ["torch", "torch eager", *(n for n in ("jax", "blackjax") if peers.available(n))]
+    names += [] if on.quick else ["torch.compile"]
+    variants = (Variant(n, functools.partial(_in_fresh_process, n, on.device), 1) for n in names)
+    case = Case("first_call", "100, 4096 chains", "first call", 1, tuple(variants), lambda x: {})
+    return Bench(case, times_itself=True)
+
+
+def _in_fresh_process(name: str, device: torch.device, n: int) -> float:
+    code = f"from benchmarks.cases import time_first_call as t; print(t({name!r}, '{device}'))"
+    with tempfile.TemporaryDirectory() as empty:  # no compiled graphs from earlier runs
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": empty},
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode:
+        raise RuntimeError(f"first call of {name} failed: {done.stderr.strip()[-300:]}")
+    return float(done.stdout.split()[-1])
+
+
+def time_first_call(name: str, device: str) -> float:
+    """Seconds of the first step in this process, which has done nothing else with `name`."""
+    if name in peers.PEERS:
+        importlib.import_module(name)
+    x = 1 + 0.1 * torch.sin(torch.arange(409_600.0)).reshape(4096, 100).to(device)
+    begin = time.perf_counter()
+    out = _first_step(name, x)
+    if out.is_cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - begin
+    if not bool(torch.isfinite(out).all()) or torch.equal(out, x):
+        raise RuntimeError(f"{name} made no step")
+    return seconds
+
+
+def _first_step(name: str, x: Tensor) -> Tensor:
+    if name == "native" or name == "torch":
+        with _native.backend(name):
+            kernel = MALA(MALA_STEP)
+            return kernel.step(CHAIN, kernel.init(CHAIN, x, seed=SEED))[0].x
+    if name in peers.PEERS:
+        setup = peers.setup_jax_mala if name == "jax" else peers.setup_blackjax_mala
+        return torch.as_tensor(setup(CHAIN, x, MALA_STEP)(1)).to(x.device)
+    energy = opponents.chain_energy(CHAIN)
+    step = functools.partial(opponents.mala_step, energy, MALA_STEP)
+    return stepping(torch.compile(step) if name == "torch.compile" else step, energy, x)(1)
+
+
+CASES: dict[str, Callable[[On], Bench]] = {
+    case.__name__: case
+    for case in (
+        bits_fill, uniform_fill, normal_fill, log_uniform_fill, sum32_rows, phi4_energy,
+        mixture_energy, phi4_2d_16, phi4_2d_64, phi4_3d_16, phi4_2d_16_float64, phi4_2d_16_isa,
+        mala_chain, mala_chain_4096, mala_chain_16, ula_chain, hmc_chain, metropolis_chain,
+        mala_mixture_8_2, mala_mixture_2_64, mala_mixture_8_64, mala_mixture_16_128,
+        phi4_2d_16_scaling, mala_chain_scaling, first_call,
+    )
+}  # fmt: skip

@@ -1,0 +1,83 @@
+"""What is asked of the native kernels, case by case: C1 … on one CPU core, G1 … on an H200.
+
+Each ratio is that of the native rate to the fastest of the variants named. "must" gates a release,
+"stretch" is what prototypes or the literature show possible. Limits count instructions: of compiled
+inner loops on a core that issues 6.9 AVX-512 instructions/ns, of SASS on an H200 at 1.98 GHz.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`must` and `stretch` of one variant: a ratio of rates, a rate, or a time per unit."""
+
+    id: str
+    must: float
+    stretch: float | None = None
+    kind: Literal["ratio", "units/ns", "seconds/unit"] = "ratio"
+    against: tuple[str, ...] = ()
+    variant: str = "native"
+    avx2: float | None = None  # `must` where the kernels are those for AVX2
+    times_threads: bool = False  # must and stretch are per thread
+
+
+EAGER, JAX = ("torch eager",), ("jax",)
+
+CPU: dict[str, tuple[Goal, ...]] = {
+    "uniform_fill": (Goal("C1", 4, 5, against=("torch eager", "numpy"), avx2=2),),
+    "normal_fill": (Goal("C2", 3, 4, against=("torch eager", "numpy"), avx2=1.7),),
+    "phi4_2d_16": (Goal("C3", 8, 11, against=JAX, avx2=5), Goal("C3", 10, against=EAGER)),
+    "phi4_2d_64": (Goal("C3", 8, 11, against=JAX, avx2=5), Goal("C3", 10, against=EAGER)),
+    "phi4_3d_16": (Goal("C4", 20, 25, against=("torch masked",)),),
+    "mala_chain": (Goal("C6", 12, 16, against=("blackjax", "jax", "torch eager"), avx2=8),),
+    "ula_chain": (Goal("C7", 10, 14, against=("torch eager", "jax"), avx2=7),),
+    "hmc_chain": (Goal("C8", 14, 20, against=JAX), Goal("C8", 17, against=("blackjax",))),
+    "mala_mixture_8_2": (Goal("C9", 15, 25, against=("jax", "blackjax")),),
+    "mala_mixture_2_64": (Goal("C9", 8, 12, against=("jax", "blackjax")),),
+    "mala_mixture_8_64": (Goal("C9", 15, 25, against=("jax", "blackjax")),),
+    "mala_mixture_16_128": (Goal("C9", 12, 15, against=("jax", "blackjax")),),
+    "mala_chain_16": (
+        Goal("C14", 2.5e-6, 1.7e-6, "seconds/unit"),
+        Goal("C14", 10, against=JAX),
+    ),
+    "first_call": (Goal("C15", 50e-3, 10e-3, "seconds/unit"),),
+    "phi4_2d_16_isa": (Goal("C16", 2.5, 3, against=JAX, variant="native baseline"),),
+    "phi4_2d_16_float64": (Goal("C16", 0.5, 0.6, against=("native float32",)),),
+    "phi4_2d_16_scaling": (
+        Goal("C17", 0.85, 0.95, against=("native 1 thread",), times_threads=True),
+    ),
+    "mala_chain_scaling": (
+        Goal("C17", 0.85, 0.95, against=("native 1 thread",), times_threads=True),
+    ),
+}
+
+CUDA: dict[str, tuple[Goal, ...]] = {
+    "phi4_2d_64": (
+        Goal("G1", 250, 380, "units/ns"),
+        Goal("G1", 15, against=EAGER),
+        Goal("G1", 2, against=("torch.compile", "jax")),
+    ),
+    "phi4_2d_16": (Goal("G2", 150, 300, "units/ns"), Goal("G2", 100, against=EAGER)),
+    "mala_chain": (Goal("G5", 200, 310, "units/ns"), Goal("G5", 15, against=EAGER)),
+    "mala_chain_4096": (Goal("G5", 150, None, "units/ns"), Goal("G5", 50, against=EAGER)),
+    "ula_chain": (Goal("G6", 350, 540, "units/ns"), Goal("G6", 15, against=EAGER)),
+    "hmc_chain": (Goal("G6", 900, 1400, "units/ns"), Goal("G6", 15, against=EAGER)),
+    "mala_mixture_8_2": (Goal("G7", 60, 100, "units/ns"), Goal("G7", 15, against=EAGER)),
+    "mala_mixture_8_64": (Goal("G7", 2.5, 4.5, "units/ns"), Goal("G7", 15, against=EAGER)),
+}
+
+# Units/ns that the counted instructions allow.
+CPU_LIMIT = {
+    "uniform_fill": 2.9, "normal_fill": 1.8, "phi4_2d_16": 1.05, "phi4_2d_64": 1.05,
+    "phi4_3d_16": 0.99, "mala_chain": 1.42, "ula_chain": 1.58, "hmc_chain": 5.5,
+    "mala_mixture_8_64": 0.0144,
+}  # fmt: skip
+CUDA_LIMIT = {
+    "uniform_fill": 2190, "normal_fill": 1520, "phi4_2d_16": 519, "phi4_2d_64": 519,
+    "mala_chain": 430, "mala_chain_4096": 430, "ula_chain": 757, "hmc_chain": 2010,
+    "mala_mixture_8_2": 139, "mala_mixture_8_64": 7.3,
+}  # fmt: skip

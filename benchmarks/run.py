@@ -1,0 +1,422 @@
+"""python -m benchmarks.run [PATTERN] [--device cpu|cuda] [--threads N] [--repeats R] [--out FILE] [--quick]
+
+Each case first compares its variants and is not timed if they disagree; then the variants take turns.
+Rows go to FILE as JSON lines, progress to stderr, the table of ratios and goals to stdout. Exit code 1
+if a case disagreed or failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the number of threads must be set before these are imported
+    from benchmarks.cases import Bench, On
+    from benchmarks.goals import Goal
+    from pysamp.timing import Timing, Variant
+
+
+def main(args: list[str] | None = None) -> int:
+    options = _options(args)
+    if options.device == "cpu":
+        _confine(options.threads)
+    import torch
+
+    from benchmarks.cases import CASES, NotHereError, On
+    from pysamp.timing import DisagreementError
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch sees no GPU")
+    torch.set_num_threads(options.threads)
+    names = [name for name in CASES if re.search(options.pattern, name)]
+    if not names:
+        raise SystemExit(f"no case matches {options.pattern!r}; there are: {', '.join(CASES)}")
+    on = On(torch.device(options.device), options.threads, options.quick)
+    common = about(on)
+    ceilings = Ceilings(on)
+    file = open(options.out, "w", encoding="utf-8") if options.out else None  # noqa: SIM115
+    rows, failed = [], []
+    for name in names:
+        _tell(f"{name}: preparing")
+        try:
+            bench = CASES[name](on)
+            new = measure(bench, on, options.repeats, 0.02 if options.quick else 0.05, ceilings)
+        except NotHereError as reason:
+            _tell(f"{name}: skipped, {reason}")
+            continue
+        except DisagreementError as error:
+            _tell(f"{name}: NOT TIMED, its variants disagree: {error}")
+            failed.append(name)
+            continue
+        except Exception:
+            _tell(f"{name}: failed\n{traceback.format_exc()}")
+            failed.append(name)
+            continue
+        for row in new:
+            row |= common | {"date": _now()}
+            rows.append(row)
+            if file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+    if file:
+        file.close()
+    print(table(rows))
+    if failed:
+        print(f"\nfailed: {', '.join(failed)}; the reasons are on stderr")
+    return 1 if failed else 0
+
+
+def _options(args: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks.run")
+    parser.add_argument("pattern", nargs="?", default="", help="regular expression of case names")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--quick", action="store_true", help="fewer repeats; no torch.compile")
+    options = parser.parse_args(args)
+    if options.repeats is None:
+        options.repeats = 3 if options.quick else 9
+    if options.threads < 1 or options.repeats < 1:
+        parser.error("--threads and --repeats must be at least 1")
+    return options
+
+
+def _confine(threads: int) -> None:
+    """The same number of threads for torch, JAX and numba; one thread stays on one processor."""
+    if "torch" in sys.modules or "jax" in sys.modules:
+        return  # called from a program that has chosen already
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    if threads == 1:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+# ---------------------------------------------------------------------------- measuring
+def measure(
+    bench: Bench, on: On, repeats: int, seconds: float, ceilings: Ceilings
+) -> list[dict[str, Any]]:
+    """Check, time, and write a row per variant. Raises DisagreementError."""
+    import torch
+
+    from pysamp.quickbench import SEED
+    from pysamp.timing import check, interleave
+
+    case = bench.case
+    devices = [on.device] if on.cuda else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(SEED)
+        if bench.times_itself:
+            timings = _fresh_processes(case.variants, 1 if on.quick else 3)
+        else:
+            check(case)
+            _tell(f"{case.name}: {len(case.variants)} variants agree, timing")
+            runs = {v.name: functools.partial(v.run, v.steps) for v in case.variants}
+            timings = interleave(runs, repeats=repeats, seconds=seconds, device=on.device)
+    rows = [_row(bench, variant, timings[variant.name], on, ceilings) for variant in case.variants]
+    _set_goals(rows, case.name, on)
+    return rows
+
+
+def _fresh_processes(variants: tuple[Variant, ...], repeats: int) -> dict[str, Timing]:
+    from pysamp.timing import Timing
+
+    seconds: dict[str, list[float]] = {v.name: [] for v in variants}
+    for _ in range(repeats):
+        for v in variants:
+            if v.name != "torch.compile" or not seconds[v.name]:  # half a minute each: once
+                seconds[v.name].append(v.run(1))
+    return {n: Timing(tuple(s), tuple(s), "wall", 1, s[0]) for n, s in seconds.items()}
+
+
+def _row(bench: Bench, v: Variant, timing: Timing, on: On, ceilings: Ceilings) -> dict[str, Any]:
+    case = bench.case
+    q1, median, q3 = timing.quartiles()
+    work = case.work * v.steps
+    moved = bench.call_bytes + bench.step_bytes * v.steps
+    least = ceilings.least_seconds(bench, v, work, moved)
+    ceiling = max(least, key=lambda name: least[name]) if least else None
+    return {
+        "case": case.name,
+        "variant": v.name,
+        "size": case.size,
+        "dtype": v.dtype,
+        "device": on.device.type,
+        "threads": v.threads or on.threads,
+        "median": median,  # seconds of a call, by `clock`
+        "q1": q1,
+        "q3": q3,
+        "clock": timing.clock,
+        "wall": sorted(timing.wall)[len(timing.wall) // 2],
+        "first": timing.first,
+        "repeats": len(timing.seconds),
+        "calls": timing.calls,
+        "steps": v.steps,
+        "unit": case.unit,
+        "work": work,
+        "rate": work / median / 1e9,  # units per ns
+        "bytes": moved,
+        "flops": bench.flops * work,
+        "ceiling": ceiling,
+        "fraction": least[ceiling] / median if ceiling else None,
+        "quick": on.quick,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "goals": [],
+    }
+
+
+class Ceilings:
+    """What bounds a kernel on this machine, measured in this run when first asked for."""
+
+    def __init__(self, on: On) -> None:
+        self.on = on
+        self.copy = functools.lru_cache(None)(self._copy)
+        self.draws = functools.lru_cache(None)(self._draws)
+
+    def least_seconds(
+        self, bench: Bench, v: Variant, work: float, moved: float
+    ) -> dict[str, float]:
+        """Seconds that a call needs at least: for its bytes, its random numbers, its instructions."""
+        import torch
+
+        from benchmarks import goals
+        from pysamp.quickbench import native_on
+
+        least = {}
+        if moved:
+            least["copy"] = moved / self.copy()
+        if bench.draws and native_on(self.on.device):
+            kind, per_unit = bench.draws
+            least["random numbers"] = work * per_unit / self.draws(kind, getattr(torch, v.dtype))
+        limits = goals.CUDA_LIMIT if self.on.cuda else goals.CPU_LIMIT
+        limit = limits.get(bench.case.name)
+        if limit and v.dtype == "float32" and self.on.threads == 1 and _is_modelled(self.on):
+            least["instructions"] = work / limit / 1e9
+        return least
+
+    def _copy(self) -> float:
+        """Bytes per second, read and written, of a copy in memory."""
+        import torch
+
+        n = 2**28 if self.on.cuda else 2**25
+        source = torch.arange(n, dtype=torch.float32, device=self.on.device)
+        out = torch.empty_like(source)
+        return 8 * n / self._median(lambda: out.copy_(source))
+
+    def _draws(self, kind: str, dtype: Any) -> float:
+        """Numbers per second of the native fill."""
+        from pysamp import backend, rng
+        from pysamp.quickbench import SEED
+
+        shape = (100_000 if self.on.cuda else 1000, 1000)
+        draw = getattr(rng, kind)
+        with backend("native"):
+            seconds = self._median(
+                lambda: draw(shape, seed=SEED, device=self.on.device, dtype=dtype)
+            )
+        return shape[0] * shape[1] / seconds
+
+    def _median(self, run: Callable[[], Any]) -> float:
+        from pysamp.timing import interleave
+
+        timing = interleave({"": run}, repeats=5, seconds=0.02, device=self.on.device)[""]
+        return timing.quartiles()[1]
+
+
+def _is_modelled(on: On) -> bool:
+    """Is this the machine that the instruction counts of goals.py are for?"""
+    import torch
+
+    if on.cuda:
+        return "H200" in torch.cuda.get_device_name()
+    cpu = _cpu()
+    return (cpu["vendor"], cpu["family"], cpu["model"]) == ("GenuineIntel", 6, 167)
+
+
+# ---------------------------------------------------------------------------- goals
+def _set_goals(rows: list[dict[str, Any]], name: str, on: On) -> None:
+    """Write into the row of each goal's variant what was asked and what was reached."""
+    from benchmarks import goals
+    from pysamp import _native
+
+    if not on.cuda and on.threads != 1 and not name.endswith("_scaling"):
+        return  # the goals are for one core
+    by_name = {row["variant"]: row for row in rows}
+    for goal in (goals.CUDA if on.cuda else goals.CPU).get(name, ()):
+        row = by_name.get(goal.variant)
+        if row is None:
+            continue
+        must, stretch = goal.must, goal.stretch
+        if goal.avx2 is not None and not on.cuda and _native.info()["cpu_isa"] == "x86-64-v3":
+            must = goal.avx2
+        if goal.times_threads:
+            must, stretch = must * on.threads, stretch * on.threads if stretch else None
+        reached, against = _reached(goal, row, by_name)
+        asked = {"id": goal.id, "kind": goal.kind, "must": must, "stretch": stretch}
+        met = None
+        if reached is not None:
+            met = reached <= must if goal.kind == "seconds/unit" else reached >= must
+        row["goals"].append(asked | {"against": against, "reached": reached, "met": met})
+
+
+def _reached(
+    goal: Goal, row: dict[str, Any], by_name: dict[str, dict[str, Any]]
+) -> tuple[float | None, str]:
+    if goal.kind == "units/ns":
+        return row["rate"], "units/ns"
+    if goal.kind == "seconds/unit":
+        return 1e-9 / row["rate"], "seconds"
+    here = [by_name[name] for name in goal.against if name in by_name]
+    if not here:
+        return None, " or ".join(goal.against)
+    best = max(here, key=lambda other: other["rate"])
+    return row["rate"] / best["rate"], best["variant"]
+
+
+# ---------------------------------------------------------------------------- about this run
+def about(on: On) -> dict[str, Any]:
+    """Versions and machine."""
+    import numpy
+    import torch
+
+    from benchmarks import peers
+    from pysamp import __version__, _native
+
+    found = _native.info()
+    root = Path(__file__).parents[1]
+    versions = {
+        "git": _output("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"),
+        "pysamp": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "numpy": numpy.__version__,
+        "compiler": _compiler_of(_native._cuda if on.cuda else _native._cpu),
+        "c++": (_output("g++", "--version") or "").split("\n")[0] or None,  # of torch.compile
+        "nvcc": ((_output("nvcc", "--version") or "").split("\n")[-1]) or None,
+        **peers.versions(),
+    }
+    machine = {
+        "cpu": _cpu(),
+        "capability": found["cpu_capability"],
+        "module": found["cpu_module"],
+        "isa": found["cpu_isa"],
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if on.cuda else None,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    return {"versions": versions, "machine": machine}
+
+
+def _output(*command: str) -> str | None:
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _compiler_of(module: Any) -> str | None:
+    """The compiler as it signed the module's file."""
+    if module is None:
+        return None
+    signs = rb"GCC: \([^)]*\) [0-9.]+|clang version [0-9.]+"
+    found = re.findall(signs, Path(module.__file__).read_bytes())
+    return found[-1].decode() if found else None
+
+
+@functools.cache
+def _cpu() -> dict[str, Any]:
+    from pysamp.quickbench import cpu_model
+
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        info = ""
+
+    def field(name: str) -> str | None:
+        found = re.search(rf"^{name}\s*:\s*(.+)$", info, re.MULTILINE)
+        return found.group(1).strip() if found else None
+
+    numbers = {n: int(field(key) or 0) for n, key in (("family", "cpu family"), ("model", "model"))}
+    return {"name": cpu_model(), "vendor": field("vendor_id"), **numbers}
+
+
+# ---------------------------------------------------------------------------- the table
+def table(rows: list[dict[str, Any]]) -> str:
+    """The native rate of each case, how many times the others it is, and the goals."""
+    from pysamp.quickbench import si
+
+    if not rows:
+        return "no rows"
+    cases: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        cases.setdefault(row["case"], {})[row["variant"]] = row
+    others = dict.fromkeys(
+        row["variant"] for row in rows if not row["variant"].startswith("native")
+    )
+    head = f"{'case':<20}{'native':>10} unit/s {'of ceiling':>11}" + "".join(
+        f"{name:>15}" for name in others
+    )
+    lines = [head]
+    for name, variants in cases.items():
+        ours = next((row for v, row in variants.items() if v.startswith("native")), None)
+        if ours is None:
+            continue
+        fraction = f"{ours['fraction']:.0%}" if ours["fraction"] is not None else "–"
+        line = f"{name:<20}{si(ours['rate'] * 1e9):>10} {'':<6} {fraction:>11}"
+        for other in others:
+            row = variants.get(other)
+            line += f"{ours['rate'] / row['rate']:>14.3g}×" if row else f"{'–':>15}"
+        lines.append(line.rstrip())
+    lines.append("(native rate; then how many times that of each other variant)")
+    asked = [(row, goal) for row in rows for goal in row["goals"]]
+    if asked:
+        lines += [
+            "",
+            f"{'goal':<6}{'case':<22}{'reached':>10}{'must':>10}{'stretch':>10}   against",
+        ]
+    for row, goal in asked:
+        number = _shown(goal["kind"])
+        verdict = {True: "met", False: "MISSED", None: "not measured"}[goal["met"]]
+        cells = [number(goal[key]) for key in ("reached", "must", "stretch")]
+        line = f"{goal['id']:<6}{row['case']:<22}" + "".join(f"{cell:>10}" for cell in cells)
+        lines.append(f"{line}   {goal['against']}: {verdict}")
+    return "\n".join(lines)
+
+
+def _shown(kind: str) -> Callable[[float | None], str]:
+    def shown(value: float | None) -> str:
+        if value is None:
+            return "–"
+        if kind == "seconds/unit":
+            return f"{value * 1e6:.3g} µs" if value < 1e-3 else f"{value * 1e3:.3g} ms"
+        return f"{value:.3g}×" if kind == "ratio" else f"{value:.3g}/ns"
+
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(main())
