@@ -1,12 +1,12 @@
 """The benchmark cases: the work, the ways to do it, and what it costs at least.
 
 One function per case makes a `Bench`. Variants: "torch", the definition; "native", the kernels;
-"torch eager", the fastest plain torch known (pysamp/opponents.py), and its relatives; "torch.compile",
-the eager step compiled; then the peers of peers.py.
+"torch eager", the fastest plain torch known (pysamp/opponents.py), and its relatives;
+"torch.compile", the eager step compiled; then the peers of peers.py.
 
-Counting. A unit is a site update, a step·dim, a leapfrog·dim, a step or a number. `flops` are those of
-the definition per unit, random numbers apart. `call_bytes` and `step_bytes` must move between memory
-and chip, once per call and once per step. `draws` are the random numbers of a unit.
+Counting. A unit is a site update, a step·dim, a leapfrog·dim, a step or a number. `flops` are those
+of the definition per unit, random numbers apart. `call_bytes` and `step_bytes` must move between
+memory and chip, once per call and once per step. `draws` are the random numbers of a unit.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""python -m benchmarks.run [PATTERN] [--device cpu|cuda] [--threads N] [--repeats R] [--out FILE] [--quick]
+"""Run benchmark cases: python -m benchmarks.run [PATTERN] [options].
 
-Each case first compares its variants and is not timed if they disagree; then the variants take turns.
-Rows go to FILE as JSON lines, progress to stderr, the table of ratios and goals to stdout. Exit code 1
-if a case disagreed or failed.
+Each case first compares its variants and is not timed if they disagree; then they take turns. Rows go
+to a file as JSON lines, progress to stderr, the table of ratios and goals to stdout. Exit code 1 if
+a case disagreed or failed.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ import datetime
 import functools
 import json
 import os
-import platform
 import re
-import shutil
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -24,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the number of threads must be set before these are imported
     from benchmarks.cases import Bench, On
-    from benchmarks.goals import Goal
     from pysamp.timing import Timing, Variant
 
 
@@ -35,6 +31,7 @@ def main(args: list[str] | None = None) -> int:
     import torch
 
     from benchmarks.cases import CASES, NotHereError, On
+    from benchmarks.machine import about
     from pysamp.timing import DisagreementError
 
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -122,6 +119,8 @@ def measure(
     """Check, time, and write a row per variant. Raises DisagreementError."""
     import torch
 
+    from benchmarks import goals
+    from pysamp import _native
     from pysamp.quickbench import SEED
     from pysamp.timing import check, interleave
 
@@ -137,7 +136,7 @@ def measure(
             runs = {v.name: functools.partial(v.run, v.steps) for v in case.variants}
             timings = interleave(runs, repeats=repeats, seconds=seconds, device=on.device)
     rows = [_row(bench, variant, timings[variant.name], on, ceilings) for variant in case.variants]
-    _set_goals(rows, case.name, on)
+    goals.judge(rows, isa=_native.info()["cpu_isa"])
     return rows
 
 
@@ -199,10 +198,10 @@ class Ceilings:
     def least_seconds(
         self, bench: Bench, v: Variant, work: float, moved: float
     ) -> dict[str, float]:
-        """Seconds that a call needs at least: for its bytes, its random numbers, its instructions."""
+        """Seconds a call needs at least: for its bytes, its random numbers, its instructions."""
         import torch
 
-        from benchmarks import goals
+        from benchmarks import goals, machine
         from pysamp.quickbench import native_on
 
         least = {}
@@ -213,7 +212,7 @@ class Ceilings:
             least["random numbers"] = work * per_unit / self.draws(kind, getattr(torch, v.dtype))
         limits = goals.CUDA_LIMIT if self.on.cuda else goals.CPU_LIMIT
         limit = limits.get(bench.case.name)
-        if limit and v.dtype == "float32" and self.on.threads == 1 and _is_modelled(self.on):
+        if limit and v.dtype == "float32" and self.on.threads == 1 and machine.is_modelled(self.on):
             least["instructions"] = work / limit / 1e9
         return least
 
@@ -244,124 +243,6 @@ class Ceilings:
 
         timing = interleave({"": run}, repeats=5, seconds=0.02, device=self.on.device)[""]
         return timing.quartiles()[1]
-
-
-def _is_modelled(on: On) -> bool:
-    """Is this the machine that the instruction counts of goals.py are for?"""
-    import torch
-
-    if on.cuda:
-        return "H200" in torch.cuda.get_device_name()
-    cpu = _cpu()
-    return (cpu["vendor"], cpu["family"], cpu["model"]) == ("GenuineIntel", 6, 167)
-
-
-# ---------------------------------------------------------------------------- goals
-def _set_goals(rows: list[dict[str, Any]], name: str, on: On) -> None:
-    """Write into the row of each goal's variant what was asked and what was reached."""
-    from benchmarks import goals
-    from pysamp import _native
-
-    if not on.cuda and on.threads != 1 and not name.endswith("_scaling"):
-        return  # the goals are for one core
-    by_name = {row["variant"]: row for row in rows}
-    for goal in (goals.CUDA if on.cuda else goals.CPU).get(name, ()):
-        row = by_name.get(goal.variant)
-        if row is None:
-            continue
-        must, stretch = goal.must, goal.stretch
-        if goal.avx2 is not None and not on.cuda and _native.info()["cpu_isa"] == "x86-64-v3":
-            must = goal.avx2
-        if goal.times_threads:
-            must, stretch = must * on.threads, stretch * on.threads if stretch else None
-        reached, against = _reached(goal, row, by_name)
-        asked = {"id": goal.id, "kind": goal.kind, "must": must, "stretch": stretch}
-        met = None
-        if reached is not None:
-            met = reached <= must if goal.kind == "seconds/unit" else reached >= must
-        row["goals"].append(asked | {"against": against, "reached": reached, "met": met})
-
-
-def _reached(
-    goal: Goal, row: dict[str, Any], by_name: dict[str, dict[str, Any]]
-) -> tuple[float | None, str]:
-    if goal.kind == "units/ns":
-        return row["rate"], "units/ns"
-    if goal.kind == "seconds/unit":
-        return 1e-9 / row["rate"], "seconds"
-    here = [by_name[name] for name in goal.against if name in by_name]
-    if not here:
-        return None, " or ".join(goal.against)
-    best = max(here, key=lambda other: other["rate"])
-    return row["rate"] / best["rate"], best["variant"]
-
-
-# ---------------------------------------------------------------------------- about this run
-def about(on: On) -> dict[str, Any]:
-    """Versions and machine."""
-    import numpy
-    import torch
-
-    from benchmarks import peers
-    from pysamp import __version__, _native
-
-    found = _native.info()
-    root = Path(__file__).parents[1]
-    versions = {
-        "git": _output("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"),
-        "pysamp": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "numpy": numpy.__version__,
-        "compiler": _compiler_of(_native._cuda if on.cuda else _native._cpu),
-        "c++": (_output("g++", "--version") or "").split("\n")[0] or None,  # of torch.compile
-        "nvcc": ((_output("nvcc", "--version") or "").split("\n")[-1]) or None,
-        **peers.versions(),
-    }
-    machine = {
-        "cpu": _cpu(),
-        "capability": found["cpu_capability"],
-        "module": found["cpu_module"],
-        "isa": found["cpu_isa"],
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if on.cuda else None,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-    return {"versions": versions, "machine": machine}
-
-
-def _output(*command: str) -> str | None:
-    if shutil.which(command[0]) is None:
-        return None
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _compiler_of(module: Any) -> str | None:
-    """The compiler as it signed the module's file."""
-    if module is None:
-        return None
-    signs = rb"GCC: \([^)]*\) [0-9.]+|clang version [0-9.]+"
-    found = re.findall(signs, Path(module.__file__).read_bytes())
-    return found[-1].decode() if found else None
-
-
-@functools.cache
-def _cpu() -> dict[str, Any]:
-    from pysamp.quickbench import cpu_model
-
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        info = ""
-
-    def field(name: str) -> str | None:
-        found = re.search(rf"^{name}\s*:\s*(.+)$", info, re.MULTILINE)
-        return found.group(1).strip() if found else None
-
-    numbers = {n: int(field(key) or 0) for n, key in (("family", "cpu family"), ("model", "model"))}
-    return {"name": cpu_model(), "vendor": field("vendor_id"), **numbers}
 
 
 # ---------------------------------------------------------------------------- the table

@@ -58,7 +58,8 @@ inline const dlpack::Exchange* exchange_of(PyObject* object) {
   }
   const dlpack::Exchange* found = nullptr;
   if (PyCapsule_IsValid(capsule, "dlpack_exchange_api"))
-    found = static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+    found =
+        static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
   Py_DECREF(capsule);
   if (!found || found->major != 1 || !found->tensor_from_object || !found->current_stream)
     return nullptr;
@@ -182,7 +183,8 @@ Energy<S> make_energy(const View<S, 1>& params, const View<int32_t, 1>& table,
 }
 
 template <class S, int N>
-void same(const View<S, N>& v, const Device& device, std::array<int64_t, N> size, const char* name) {
+void same(const View<S, N>& v, const Device& device, std::array<int64_t, N> size,
+          const char* name) {
   for (int i = 0; i < N; ++i)
     check(v.size[i] == size[size_t(i)], std::string(name) + ": expected shape " +
                                             shape_text(N, size.data()) + ", got " +
@@ -242,25 +244,28 @@ template <class S> struct ChainCall {
 };
 
 template <template <class> class E, class S>
-void bind_chain(py::module_& m, const std::string& name, typename Entry<E, S>::Call* call) {
+void bind_chain(py::module_& m, const std::string& name, typename Entry<E, S>::Call* call,
+                bool needs_score = true) {
   m.def(name.c_str(),
-        [call](View<S, 2> x, View<S, 1> log_prob, Optional2<S> score, View<S, 1> scale,
-               View<S, 1> params, View<int32_t, 1> table, const std::vector<int64_t>& layout,
-               Optional1<S> beta, Optional2<S> centre, Optional1<S> precision, uint64_t seed,
-               int64_t step, int64_t first_chain, int64_t n_steps, int64_t thin, int64_t n_leapfrog,
-               std::array<double, 4> adapt, View<S, 2> x_out, View<S, 1> log_prob_out,
-               Optional2<S> score_out, View<S, 1> accept, View<S, 1> nonfinite,
-               Optional1<S> scale_out, std::optional<View<S, 3>> trace_x,
-               Optional2<S> trace_log_prob) {
+        [call, needs_score](
+            View<S, 2> x, View<S, 1> log_prob, Optional2<S> score, View<S, 1> scale,
+            View<S, 1> params, View<int32_t, 1> table, const std::vector<int64_t>& layout,
+            Optional1<S> beta, Optional2<S> centre, Optional1<S> precision, uint64_t seed,
+            int64_t step, int64_t first_chain, int64_t n_steps, int64_t thin, int64_t n_leapfrog,
+            std::array<double, 4> adapt, View<S, 2> x_out, View<S, 1> log_prob_out,
+            Optional2<S> score_out, View<S, 1> accept, View<S, 1> nonfinite, Optional1<S> scale_out,
+            std::optional<View<S, 3>> trace_x, Optional2<S> trace_log_prob) {
           const auto energy = make_energy<E, S>(params, table, layout, x.size[1]);
-          ChainCall<S> all(x, scale, beta, centre, precision, seed, step, first_chain, n_steps, thin,
-                           x_out, accept, nonfinite, trace_x);
+          ChainCall<S> all(x, scale, beta, centre, precision, seed, step, first_chain, n_steps,
+                           thin, x_out, accept, nonfinite, trace_x);
           Chains<S>& c = all.c;
           const int64_t rows = x.size[0], n = x.size[1];
           same<S, 1>(log_prob, x.device, {rows}, "log_prob");
           same<S, 1>(log_prob_out, x.device, {rows}, "log_prob_out");
           c.log_prob = log_prob.data, c.log_prob_out = log_prob_out.data;
           check(bool(score) == bool(score_out), "score and score_out go together");
+          check(bool(score) == needs_score,
+                needs_score ? "score: this chain needs it" : "score: this chain takes none");
           if (score) {
             same<S, 2>(*score, x.device, {rows, n}, "score");
             same<S, 2>(*score_out, x.device, {rows, n}, "score_out");
@@ -284,51 +289,54 @@ void bind_chain(py::module_& m, const std::string& name, typename Entry<E, S>::C
         });
 }
 
-template <template <class> class E, class S> void bind_evaluate(py::module_& m, const std::string& name) {
-  m.def(name.c_str(), [](View<S, 2> x, View<S, 1> params, View<int32_t, 1> table,
-                         const std::vector<int64_t>& layout, View<S, 1> log_prob,
-                         Optional2<S> score) {
-    const auto energy = make_energy<E, S>(params, table, layout, x.size[1]);
-    Chains<S> c;
-    c.device = x.device;
-    c.n_rows = x.size[0], c.n = x.size[1], c.x = x.data;
-    same<S, 1>(log_prob, x.device, {c.n_rows}, "log_prob");
-    c.log_prob_out = log_prob.data;
-    if (score) same<S, 2>(*score, x.device, {c.n_rows, c.n}, "score"), c.score_out = score->data;
-    py::gil_scoped_release release;
-    Entry<E, S>::evaluate(energy, c);
-  });
+template <template <class> class E, class S> void bind_evaluate(py::module_& m,
+                                                                const std::string& name) {
+  m.def(name.c_str(),
+        [](View<S, 2> x, View<S, 1> params, View<int32_t, 1> table,
+           const std::vector<int64_t>& layout, View<S, 1> log_prob, Optional2<S> score) {
+          const auto energy = make_energy<E, S>(params, table, layout, x.size[1]);
+          Chains<S> c;
+          c.device = x.device;
+          c.n_rows = x.size[0], c.n = x.size[1], c.x = x.data;
+          same<S, 1>(log_prob, x.device, {c.n_rows}, "log_prob");
+          c.log_prob_out = log_prob.data;
+          if (score)
+            same<S, 2>(*score, x.device, {c.n_rows, c.n}, "score"), c.score_out = score->data;
+          py::gil_scoped_release release;
+          Entry<E, S>::evaluate(energy, c);
+        });
 }
 
-template <template <class> class E, class S> void bind_sites_of(py::module_& m, const std::string& name) {
-  m.def(name.c_str(),
-        [](View<S, 2> x, View<S, 1> scale, View<S, 1> params, View<int32_t, 1> table,
-           const std::vector<int64_t>& layout, View<int32_t, 1> order,
-           const std::vector<int64_t>& starts, Optional1<S> beta, Optional2<S> centre,
-           Optional1<S> precision, uint64_t seed, int64_t step, int64_t first_chain,
-           int64_t n_steps, int64_t thin, View<S, 2> x_out, View<S, 1> accept,
-           View<S, 1> nonfinite, std::optional<View<S, 3>> trace_x) {
-          const auto energy = make_energy<E, S>(params, table, layout, x.size[1]);
-          ChainCall<S> all(x, scale, beta, centre, precision, seed, step, first_chain, n_steps, thin,
-                           x_out, accept, nonfinite, trace_x);
-          Colours colours;
-          check(starts.size() >= 2 && starts.size() <= Colours::kMax + 1,
-                "starts: from 1 to " + std::to_string(Colours::kMax) + " colours");
-          check(starts.front() == 0 && starts.back() == x.size[1] && order.size[0] == x.size[1],
-                "order and starts: every site has one colour");
-          colours.n = int(starts.size()) - 1;
-          for (size_t i = 0; i < starts.size(); ++i) {
-            check(i == 0 || starts[i] >= starts[i - 1], "starts: not in order");
-            colours.start[i] = starts[i];
-          }
-          colours.order = order.data;
-          py::gil_scoped_release release;
-          SiteEntry<E, S>::sites(energy, all.c, colours);
-        });
+template <template <class> class E, class S> void bind_sites_of(py::module_& m,
+                                                                const std::string& name) {
+  m.def(name.c_str(), [](View<S, 2> x, View<S, 1> scale, View<S, 1> params, View<int32_t, 1> table,
+                         const std::vector<int64_t>& layout, View<int32_t, 1> order,
+                         const std::vector<int64_t>& starts, Optional1<S> beta, Optional2<S> centre,
+                         Optional1<S> precision, uint64_t seed, int64_t step, int64_t first_chain,
+                         int64_t n_steps, int64_t thin, View<S, 2> x_out, View<S, 1> accept,
+                         View<S, 1> nonfinite, std::optional<View<S, 3>> trace_x) {
+    const auto energy = make_energy<E, S>(params, table, layout, x.size[1]);
+    ChainCall<S> all(x, scale, beta, centre, precision, seed, step, first_chain, n_steps, thin,
+                     x_out, accept, nonfinite, trace_x);
+    Colours colours;
+    check(starts.size() >= 2 && starts.size() <= Colours::kMax + 1,
+          "starts: from 1 to " + std::to_string(Colours::kMax) + " colours");
+    check(starts.front() == 0 && starts.back() == x.size[1] && order.size[0] == x.size[1],
+          "order and starts: every site has one colour");
+    colours.n = int(starts.size()) - 1;
+    for (size_t i = 0; i < starts.size(); ++i) {
+      check(i == 0 || starts[i] >= starts[i - 1], "starts: not in order");
+      colours.start[i] = starts[i];
+    }
+    colours.order = order.data;
+    py::gil_scoped_release release;
+    SiteEntry<E, S>::sites(energy, all.c, colours);
+  });
 }
 
 // Bind NAME_log_prob_and_score, NAME_mala, NAME_ula, NAME_hmc and NAME_metropolis for float32 and float64.
 template <template <class> class E> void bind_energy(py::module_& m, const std::string& name) {
+  m.attr("device") = kModuleDevice == Device::kCuda ? "cuda" : "cpu";
   bind_evaluate<E, float>(m, name + "_log_prob_and_score");
   bind_evaluate<E, double>(m, name + "_log_prob_and_score");
   bind_chain<E, float>(m, name + "_mala", &Entry<E, float>::mala);
@@ -337,8 +345,8 @@ template <template <class> class E> void bind_energy(py::module_& m, const std::
   bind_chain<E, double>(m, name + "_ula", &Entry<E, double>::ula);
   bind_chain<E, float>(m, name + "_hmc", &Entry<E, float>::hmc);
   bind_chain<E, double>(m, name + "_hmc", &Entry<E, double>::hmc);
-  bind_chain<E, float>(m, name + "_metropolis", &Entry<E, float>::metropolis);
-  bind_chain<E, double>(m, name + "_metropolis", &Entry<E, double>::metropolis);
+  bind_chain<E, float>(m, name + "_metropolis", &Entry<E, float>::metropolis, false);
+  bind_chain<E, double>(m, name + "_metropolis", &Entry<E, double>::metropolis, false);
 }
 
 // Bind NAME_sites, for functors with `local`.
@@ -352,8 +360,8 @@ template <template <class> class E> void bind_sites(py::module_& m, const std::s
 namespace pybind11::detail {
 template <class T, int N> struct type_caster<PYSAMP_NS::View<T, N>> {
   using Type = PYSAMP_NS::View<T, N>;
-  PYBIND11_TYPE_CASTER(Type, const_name("Tensor[") + PYSAMP_NS::TypeName<T>::value + const_name(", ") +
-                                 const_name<N>() + const_name("d]"));
+  PYBIND11_TYPE_CASTER(Type, const_name("Tensor[") + PYSAMP_NS::TypeName<T>::value +
+                                 const_name(", ") + const_name<N>() + const_name("d]"));
   bool load(handle source, bool) { return PYSAMP_NS::view_of(source.ptr(), value); }
 };
 }  // namespace pybind11::detail

@@ -16,13 +16,14 @@ template <class S> struct Chains {
   uint64_t seed = 0;
   int64_t step = 0, n_steps = 0, thin = 0, n_leapfrog = 1;
   const S *x = nullptr, *log_prob = nullptr, *score = nullptr;
-  const S *scale = nullptr;                          // step size or proposal half-width, per row
-  const S *beta = nullptr;                           // (rows)
+  const S* scale = nullptr;                          // step size or proposal half-width, per row
+  const S* beta = nullptr;                           // (rows)
   const S *centre = nullptr, *precision = nullptr;   // (rows, n), (rows)
   S factor = 1, cap = 0, log_low = 0, log_high = 0;  // per-chain adaptation of MALA; factor 1: none
   S *x_out = nullptr, *log_prob_out = nullptr, *score_out = nullptr;
   S *accept = nullptr, *nonfinite = nullptr, *scale_out = nullptr;  // (rows)
-  S *trace_x = nullptr, *trace_log_prob = nullptr;   // (rows, n_steps / thin, n), (rows, n_steps / thin)
+  S *trace_x = nullptr,
+    *trace_log_prob = nullptr;  // (rows, n_steps / thin, n), (rows, n_steps / thin)
 };
 
 // The arrays of one chain in its scratch memory.
@@ -42,7 +43,8 @@ HD Posterior<E<S>, typename G::Real> make_posterior(const G& g, const Energy<S>&
                                                     const Chains<S>& c,
                                                     Arrays<typename G::Real>& arrays) {
   using R = typename G::Real;
-  Posterior<E<S>, R> p{E<S>(energy), c.n, c.beta != nullptr, c.centre != nullptr, R{}, R{}, R{}, nullptr};
+  Posterior<E<S>, R> p{E<S>(energy), c.n,    c.beta != nullptr, c.centre != nullptr, R{}, R{},
+                       R{},          nullptr};
   if (p.tempered) p.beta = g.load(c.beta);
   if (p.tilted) {
     p.precision = g.load(c.precision);
@@ -74,8 +76,8 @@ HD void trace(const G& g, const Chains<S>& c, int64_t done, const typename G::Re
 }
 
 template <class G, class S>
-HD void finish(const G& g, const Chains<S>& c, const typename G::Real* x,
-               typename G::Real log_prob, typename G::Real accept, typename G::Real nonfinite) {
+HD void finish(const G& g, const Chains<S>& c, const typename G::Real* x, typename G::Real log_prob,
+               typename G::Real accept, typename G::Real nonfinite) {
   g.store(c.x_out, 0, 1, c.n, x);
   g.store(c.log_prob_out, log_prob);
   g.store(c.accept, accept / S(c.n_steps));
@@ -133,9 +135,9 @@ template <template <class> class E, class S, bool adjusted> struct Langevin {
       if (adjusted) {
         const R inverse = S(1) / (h * S(4));
         r = (ly - lp) + g.sum(n, [&](int64_t i) INLINE {  // ln of the ratio of proposal densities
-              const R d = (x[i] - y[i]) - h * sy[i];
-              return z[i] * z[i] * S(0.5) - d * d * inverse;
-            });
+          const R d = (x[i] - y[i]) - h * sy[i];
+          return z[i] * z[i] * S(0.5) - d * d * inverse;
+        });
       } else {
         r = ly - ly;  // NaN where log p is not finite: the step is refused and counted
       }

@@ -27,8 +27,12 @@ typedef uint32_t U32 __attribute__((vector_size(kVectorBytes)));
 typedef uint64_t U64 __attribute__((vector_size(kVectorBytes)));
 
 template <class S> struct LanesOf;
-template <> struct LanesOf<float> { using Type = F32; };
-template <> struct LanesOf<double> { using Type = F64; };
+template <> struct LanesOf<float> {
+  using Type = F32;
+};
+template <> struct LanesOf<double> {
+  using Type = F64;
+};
 template <class S> using Lanes = typename LanesOf<S>::Type;
 template <class S> inline constexpr int kLanes = kVectorBytes / int(sizeof(S));
 
@@ -50,7 +54,8 @@ HD F64 from_bits(I64 x) { return (F64)x; }
 HD F32 select(I32 m, F32 a, F32 b) { return m ? a : b; }
 HD F64 select(I64 m, F64 a, F64 b) { return m ? a : b; }
 HD F32 to_real(I32 i) { return __builtin_convertvector(i, F32); }
-HD F64 to_real(I64 i) {  // |i| < 2^51: through the mantissa of 1.5·2^52, since AVX2 has no instruction
+HD F64
+to_real(I64 i) {  // |i| < 2^51: through the mantissa of 1.5·2^52, since AVX2 has no instruction
   const F64 magic = F64{} + 0x1.8p+52;
   return (F64)((I64)magic + i) - magic;
 }

@@ -199,14 +199,14 @@ void launch_chains(const Device& device, int64_t n_rows, uint32_t first_chain, i
   int64_t shared = groups * bytes;
   if (shared > limit) {  // too large for the chip: the same code on a global workspace
     shared = 0;
-    CUDA_CHECK(cudaMallocAsync(reinterpret_cast<void**>(&workspace), blocks * groups * bytes, stream));
+    CUDA_CHECK(
+        cudaMallocAsync(reinterpret_cast<void**>(&workspace), blocks * groups * bytes, stream));
   } else if (shared > 48 * 1024) {
     CUDA_CHECK(cudaFuncSetAttribute(chains_kernel<S, G, Driver>,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
   }
-  chains_kernel<S, G, Driver>
-      <<<unsigned(blocks), groups * G, size_t(shared), stream>>>(driver, n_rows, first_chain, reals,
-                                                                 workspace);
+  chains_kernel<S, G, Driver><<<unsigned(blocks), groups * G, size_t(shared), stream>>>(
+      driver, n_rows, first_chain, reals, workspace);
   after_launch(stream, "chains");
   if (workspace) CUDA_CHECK(cudaFreeAsync(workspace, stream));
 }
@@ -300,7 +300,8 @@ template <class S> struct LaneGroup {
     }
     return butterfly(part, k < 32 ? int(k) : 32);
   }
-  template <class F> HD Real sum_any(int64_t n, F f) const {  // where no decision hangs on the order
+  template <class F> HD Real sum_any(int64_t n,
+                                     F f) const {  // where no decision hangs on the order
     Real total = f(0);
     int64_t i = 1;
     if (n >= 8) {  // four sums at once hide the latency of the additions
@@ -375,8 +376,8 @@ void run_chains(const Device&, int64_t n_rows, int64_t first_chain, int64_t n, i
   const size_t bytes = (size_t(reals) * sizeof(Real) + 4095) / 4096 * 4096;
   void* memory = __builtin_malloc(bytes * size_t(threads) + kVectorBytes);
   if (!memory) throw std::bad_alloc();
-  const uintptr_t aligned = (reinterpret_cast<uintptr_t>(memory) + kVectorBytes - 1) / kVectorBytes *
-                            kVectorBytes;
+  const uintptr_t aligned =
+      (reinterpret_cast<uintptr_t>(memory) + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
   for (int64_t tile = 0; tile < tiles; ++tile) {
     int me = 0;

@@ -15,7 +15,8 @@ template <> struct Constants<float> {
   static constexpr int kMantissa = 23;
   static constexpr int32_t kMantissaMask = 0x007fffff, kBias = 127;
   static constexpr int32_t kOne = 0x3f800000, kSqrtHalf = 0x3f3504f3;
-  static constexpr float kLn2Hi = 0x1.62ep-1f, kLn2Lo = 0x1.0bfbe8p-15f;  // hi has 12 bits: n·hi exact
+  static constexpr float kLn2Hi = 0x1.62ep-1f,
+                         kLn2Lo = 0x1.0bfbe8p-15f;  // hi has 12 bits: n·hi exact
   static constexpr float kLog2e = 0x1.715476p+0f, kRound = 0x1.8p+23f;
   static constexpr float kExpLo = -87.0f, kExpHi = 88.0f;
 };

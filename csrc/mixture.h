@@ -25,18 +25,21 @@ template <class S> struct Mixture {
     const int64_t k = e.layout[0], d = e.layout[1];
     PYSAMP_NS::check(k >= 1 && d == event, "x: expected events of " + std::to_string(d) +
                                                " numbers, got " + std::to_string(event));
-    PYSAMP_NS::check(n_params == k * (1 + 2 * d),
-                     "params: expected " + std::to_string(k * (1 + 2 * d)) + " numbers, got " +
-                         std::to_string(n_params));
+    PYSAMP_NS::check(n_params == k * (1 + 2 * d), "params: expected " +
+                                                      std::to_string(k * (1 + 2 * d)) +
+                                                      " numbers, got " + std::to_string(n_params));
   }
 
   template <class G>
   HD typename G::Real component(const G& g, const typename G::Real* x, int64_t c) const {
     const S *m = mean + c * d, *p = precision + c * d;
-    return g.sum_any(d, [&](int64_t i) INLINE {
-             const auto y = x[i] - m[i];
-             return y * y * p[i];
-           }) * S(-0.5) + w[c];
+    return g.sum_any(d,
+                     [&](int64_t i) INLINE {
+                       const auto y = x[i] - m[i];
+                       return y * y * p[i];
+                     }) *
+               S(-0.5) +
+           w[c];
   }
 
   // Largest a_k and Σ_k exp(a_k − largest); the first kStored a_k are left in `stored`.

@@ -101,9 +101,7 @@ template <class R> struct Block<R, float> {
     return log_uniform(j == 0 ? w0 : j == 1 ? w1 : j == 2 ? w2 : w3);
   }
   static HD R uniform(Word<R> u) { return unit_from_mantissa<R>((Int<R>)(u >> 9)); }
-  static HD R log_uniform(Word<R> u) {
-    return log_portable(unit_for_log<R>((Int<R>)(u >> 1)));
-  }
+  static HD R log_uniform(Word<R> u) { return log_portable(unit_for_log<R>((Int<R>)(u >> 1))); }
   static HD Pair<R> pair(Word<R> u, Word<R> v) {
     return box_muller(unit_for_log<R>((Int<R>)(u >> 1)), to_real((Int<R>)v) * 0x1p-31f,
                       (Int<R>)(v << 31));

@@ -26,7 +26,8 @@ template <class S, Numbers kind> struct FillBlock {
   HD void operator()(int64_t q) const {
     constexpr int K = Block<S>::kSize;
     const int64_t row = q / blocks, b = first_block + q % blocks;
-    const auto words = philox(at.key, uint32_t(b), at.first_chain + uint32_t(row), at.step, at.stream);
+    const auto words =
+        philox(at.key, uint32_t(b), at.first_chain + uint32_t(row), at.step, at.stream);
     S v[K];
     numbers<kind>(make_block(words, S()), v);
     for (int j = 0; j < K; ++j) {

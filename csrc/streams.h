@@ -12,8 +12,8 @@ enum Stream : uint32_t {
   LANGEVIN = 10,    // noise of ULA and MALA, and the acceptance of MALA in the word that follows
   MOMENTUM = 11,    // momenta of HMC, and its acceptance in the word that follows
   METROPOLIS = 12,  // proposals and acceptance of random-walk Metropolis
-  SITE = 13,        // proposal and acceptance of single-site moves, two words (float64: four) a site
-  SWAP = 14,        // exchanges of parallel tempering
-  RESAMPLE = 15,    // resampling by weights
+  SITE = 13,      // proposal and acceptance of single-site moves, two words (float64: four) a site
+  SWAP = 14,      // exchanges of parallel tempering
+  RESAMPLE = 15,  // resampling by weights
 };
 }

@@ -1,7 +1,8 @@
-"""Fit the polynomials of csrc/hd.h and pysamp/reference.py: log, sin, cos and exp by + and × alone.
+"""Fit the polynomials of csrc/maths.h and pysamp/reference.py: log, sin, cos, exp by + and × alone.
 
 Chebyshev fits in 40 digits, rounded to the working precision; C++ has them as hexadecimal literals,
-Python as the decimals of the same numbers. Prints coefficients (highest power first) and the largest error on a dense grid.
+Python as the decimals of the same numbers. Prints coefficients (highest power first) and the largest
+error on a dense grid.
 
     python docs/polynomials.py
 """

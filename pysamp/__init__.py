@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from pysamp import exact, metrics, rng, targets
     from pysamp._native import backend, include_path
     from pysamp.check import check_target
-    from pysamp.doctor import doctor
     from pysamp.mcmc import HMC, MALA, ULA, Metropolis, Multiplicative, ParallelTempering
-    from pysamp.sample import resume, sample
     from pysamp.samples import Samples
+    from pysamp.sampling import resume, sample
+    from pysamp.selftest import doctor
     from pysamp.target import Boltzmann, Counted, NativeEnergy, Tempered, Tilted
 
 _MODULES = ("exact", "metrics", "rng", "targets")
@@ -32,15 +32,15 @@ _HOME = {
     "backend": "_native",
     "include_path": "_native",
     "check_target": "check",
-    "doctor": "doctor",
+    "doctor": "selftest",
     "HMC": "mcmc",
     "MALA": "mcmc",
     "ULA": "mcmc",
     "Metropolis": "mcmc",
     "Multiplicative": "mcmc",
     "ParallelTempering": "mcmc",
-    "resume": "sample",
-    "sample": "sample",
+    "resume": "sampling",
+    "sample": "sampling",
     "Samples": "samples",
     "Boltzmann": "target",
     "Counted": "target",
@@ -80,7 +80,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"pysamp.{name}")
     if name in _HOME:
         value = getattr(importlib.import_module(f"pysamp.{_HOME[name]}"), name)
-        globals()[name] = value  # also where a submodule has the same name, as `sample`
+        globals()[name] = value
         return value
     raise AttributeError(f"module 'pysamp' has no attribute {name!r}")
 

@@ -75,10 +75,16 @@ def _start() -> Backend:
     if required == "cuda" and (_cuda is None or not torch.cuda.is_available()):
         raise RuntimeError(
             "PYSAMP_REQUIRE=cuda, but "
-            + (f"the CUDA module is missing: {_cuda_reason}" if _cuda is None else "torch sees no GPU")
+            + (
+                f"the CUDA module is missing: {_cuda_reason}"
+                if _cuda is None
+                else "torch sees no GPU"
+            )
         )
     if _cpu is None and (wanted == "native" or required is not None):
-        raise RuntimeError(f"native kernels are required, but none could be imported: {_cpu_reason}")
+        raise RuntimeError(
+            f"native kernels are required, but none could be imported: {_cpu_reason}"
+        )
     if wanted == "torch":
         return "torch"
     if _cpu is None:

@@ -20,7 +20,9 @@ from typing import Annotated, Any
 
 import typer
 
-UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer brings its own click, or uses click
+UsageError: type[Exception] = typer.BadParameter.__mro__[
+    1
+]  # typer brings its own click, or uses click
 
 app = typer.Typer(
     name="pysamp",
@@ -35,7 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
 
 
-class Failed(Exception):
+class FailedError(Exception):
     """The input was right and the work did not get done: exit code 1."""
 
 
@@ -113,7 +115,7 @@ def _options(
 @app.command()
 def doctor(as_json: AsJson = False) -> int:
     """Check this installation: versions, devices, native kernels."""
-    from pysamp.doctor import doctor, text
+    from pysamp.selftest import doctor, text
 
     report = doctor()
     _report(report, text, as_json)
@@ -122,9 +124,9 @@ def doctor(as_json: AsJson = False) -> int:
 
 @app.command()
 def demo(
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="The folder to write.")
-    ] = Path("runs/phi4-demo"),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")] = Path(
+        "runs/phi4-demo"
+    ),
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random number.")] = 0,
     as_json: AsJson = False,
 ) -> int:
@@ -134,7 +136,7 @@ def demo(
     try:
         report = demo(out, seed=seed)
     except KeyboardInterrupt:
-        raise Failed("interrupted; start again with: pysamp demo") from None
+        raise FailedError("interrupted; start again with: pysamp demo") from None
     _report(report, text, as_json)
     return 0 if report["ok"] else 1
 
@@ -148,12 +150,14 @@ def run(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="The run folder; default: runs/ and FILE's name."),
+        typer.Option(
+            "--out", metavar="DIR", help="The run folder; default: runs/ and FILE's name."
+        ),
     ] = None,
 ) -> int:
     """Draw what a run file describes."""
     from pysamp.runfile import load
-    from pysamp.sample import sample
+    from pysamp.sampling import sample
 
     described = load(file, override or ())
     settings = dict(described.settings)
@@ -167,7 +171,7 @@ def run(
 @app.command()
 def resume(folder: Folder) -> int:
     """Go on with an interrupted run, to the same bits."""
-    from pysamp.sample import resume
+    from pysamp.sampling import resume
 
     with _resumable(folder):
         samples = resume(folder)
@@ -179,7 +183,7 @@ def _resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Failed(f"interrupted; go on with: pysamp resume {folder}") from None
+        raise FailedError(f"interrupted; go on with: pysamp resume {folder}") from None
 
 
 def _conclude(samples: Any, folder: Path) -> int:
@@ -223,12 +227,12 @@ def plot(
 def _opened(folder: Path) -> tuple[Any, dict[str, Any]]:
     """The samples of a run folder, with the target if it is one of pysamp's own."""
     from pysamp import store
-    from pysamp.describe import NotRebuildable, rebuild
+    from pysamp.describe import NotRebuildableError, rebuild
 
     manifest = store.read_manifest(folder)
     try:
         target = rebuild(manifest["config"]["target"])
-    except NotRebuildable:
+    except NotRebuildableError:
         target = None
     return store.read(folder, target), manifest
 
@@ -253,7 +257,9 @@ def targets() -> int:
     for name, make in sorted(runfile.targets().items()):
         _say(f"{name}{_parameters(make)}")
         paragraphs = (inspect.getdoc(make) or "").split("\n\n")
-        shown = paragraphs[:2] if paragraphs[0].endswith(":") else paragraphs[:1]  # with its formula
+        shown = (
+            paragraphs[:2] if paragraphs[0].endswith(":") else paragraphs[:1]
+        )  # with its formula
         for line in "\n".join(shown).splitlines():
             _say(f"    {line}")
         _say(f"    [{'; '.join(runfile.capabilities(runfile.made_by(make))) or 'log p only'}]\n")

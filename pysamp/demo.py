@@ -19,7 +19,7 @@ from pysamp.mcmc.hmc import HMC
 from pysamp.mcmc.langevin import MALA
 from pysamp.mcmc.tempering import ParallelTempering
 from pysamp.plots import plot_demo
-from pysamp.sample import sample
+from pysamp.sampling import sample
 from pysamp.samples import Samples
 from pysamp.targets.phi4 import Phi4Chain
 from pysamp.verdict import MIN_ESS, RHAT_BAD, RHAT_GOOD, Z_LIMIT
@@ -148,7 +148,9 @@ def text(report: dict[str, Any]) -> str:
     rows, exact = report["rows"], report["exact"]
 
     def line(head: str, cells: list[str], reference: str = "") -> str:
-        return (f"{head:<22}" + "".join(f"{cell:>20}" for cell in cells) + f"{reference:>17}").rstrip()
+        return (
+            f"{head:<22}" + "".join(f"{cell:>20}" for cell in cells) + f"{reference:>17}"
+        ).rstrip()
 
     def measured(head: str, key: str) -> str:
         cells = [f"{r[key]:.4f} ± {r[key + '_error']:.4f}" for r in rows]

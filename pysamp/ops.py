@@ -124,9 +124,7 @@ def _reference_gradient(
     needed: list[bool],
 ) -> list[Tensor | None]:
     with torch.enable_grad():
-        inputs = [
-            t.view_as(t) if n else t.detach() for t, n in zip(tensors, needed, strict=True)
-        ]
+        inputs = [t.view_as(t) if n else t.detach() for t, n in zip(tensors, needed, strict=True)]
         values, others = iter(inputs), iter(ctx.others)
         out = reference(*(next(values) if t else next(others) for t in ctx.is_tensor))
         outs = out if isinstance(out, tuple) else (out,)
@@ -168,9 +166,9 @@ def _random_fake(like: Tensor, n_chains: int, n: int, *_: int) -> Tensor:
     return like.new_empty((n_chains, n))
 
 
-bits = native(
-    "bits" + _RANDOM, reference=reference.bits, fake=_random_fake, differentiable=False
-)(_random("bits"))
+bits = native("bits" + _RANDOM, reference=reference.bits, fake=_random_fake, differentiable=False)(
+    _random("bits")
+)
 uniform = native(
     "uniform" + _RANDOM, reference=reference.uniform, fake=_random_fake, differentiable=False
 )(_random("uniform"))

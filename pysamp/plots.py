@@ -51,9 +51,7 @@ _SYMBOLS = {
 
 
 # ---------------------------------------------------------------------------- one set of draws
-def plot_samples(
-    samples: Samples, path: str | os.PathLike, target: Target | None = None
-) -> None:
+def plot_samples(samples: Samples, path: str | os.PathLike, target: Target | None = None) -> None:
     """Traces, marginals, weights of modes and autocorrelation on one page.
 
     `target` replaces the one that the samples carry; it gives observables, modes and exact values.
@@ -110,9 +108,7 @@ def _traces(ax: Axes, series: Tensor, name: str, colour: str, most: int = N_TRAC
     ax.set_xlim(0, max(1, n_draws - 1))
 
 
-def _marginal(
-    ax: Axes, series: Tensor, weight: Tensor, name: str, target: Target | None
-) -> None:
+def _marginal(ax: Axes, series: Tensor, weight: Tensor, name: str, target: Target | None) -> None:
     reference = _exact_density(name, target)
     drawn = _exact_draws(name, target) if reference is None else None
     span = _span(series, drawn if reference is None else None)
@@ -271,7 +267,9 @@ def plot_demo(results: Mapping[str, Samples], path: str | os.PathLike) -> None:
     span = (-top, top)
     for i, (name, samples) in enumerate(results.items()):
         series, last = samples.x[:, :, mid], i == len(results) - 1
-        style = {"histtype": "stepfilled", "alpha": 0.45} if last else {"histtype": "step", "lw": 1.3}
+        style = (
+            {"histtype": "stepfilled", "alpha": 0.45} if last else {"histtype": "step", "lw": 1.3}
+        )
         _histogram(ax, series, _weight(samples), "phi_mid", colours[name], span, name, **style)
     ax.plot(*_mid_density(target), color=EXACT, lw=1.4, label="exact")
     ax.set_xlim(*span)

@@ -2,7 +2,7 @@
 
 The same work is done in up to three ways. "native" is the compiled kernel. "torch" is its
 definition, which pays for equal numbers with a Philox generator in int64 arithmetic. "torch eager"
-is the fastest plain torch known here (opponents.py), with its own random numbers: the fair opponent.
+is the fastest plain torch known here (opponents.py), with numbers of its own: the fair opponent.
 benchmarks/ builds its larger cases from the pieces of this file.
 """
 

@@ -15,19 +15,40 @@ from torch import Tensor
 
 MASK32 = 0xFFFFFFFF
 
-# --- Portable functions (csrc/maths.h; coefficients from docs/polynomials.py, here in decimal) ----------------------
+# --- Portable functions (csrc/maths.h); coefficients from docs/polynomials.py, here in decimal -----
 
 _LOG32 = (-0.0790274366736412, 0.12622319161891937, -0.12998183071613312, 0.14214496314525604,
           -0.166412815451622, 0.20001044869422913, -0.25000306963920593, 0.3333333134651184)  # fmt: skip
 _LOG64 = (0.14616576421644387, 0.15331711346672997, 0.18182889433757515, 0.22222211130560726,
           0.28571428626001427, 0.3999999999989945, 0.666666666666667)  # fmt: skip
-_EXP32 = (0.0013941108481958508, 0.008375126868486404, 0.04166635125875473, 0.16666415333747864, 0.5, 1.0, 1.0)
+_EXP32 = (
+    0.0013941108481958508,
+    0.008375126868486404,
+    0.04166635125875473,
+    0.16666415333747864,
+    0.5,
+    1.0,
+    1.0,
+)
 _EXP64 = (2.0921580223873196e-09, 2.5114869891253472e-08, 2.755725190339742e-07,
           2.7557224957303822e-06, 2.4801587350111637e-05, 0.0001984126990921828,
           0.0013888888888871887, 0.008333333333309526, 0.04166666666666669,
           0.16666666666666702, 0.5, 1.0, 1.0)  # fmt: skip
-_SIN32 = (0.00015167170204222202, -0.004674143623560667, 0.07968991994857788, -0.6459637880325317, 1.5707963705062866)
-_COS32 = (-2.3824151867302135e-05, 0.000917722936719656, -0.02086268737912178, 0.2536693215370178, -1.2337005138397217, 1.0)
+_SIN32 = (
+    0.00015167170204222202,
+    -0.004674143623560667,
+    0.07968991994857788,
+    -0.6459637880325317,
+    1.5707963705062866,
+)
+_COS32 = (
+    -2.3824151867302135e-05,
+    0.000917722936719656,
+    -0.02086268737912178,
+    0.2536693215370178,
+    -1.2337005138397217,
+    1.0,
+)
 _SIN64 = (5.87297574479995e-12, -6.684416831856085e-10, 5.6921364280986254e-08,
           -3.5988430204672576e-06, 0.0001604411847130916, -0.004681754135304255,
           0.07969262624616565, -0.6459640975062462, 1.5707963267948966)  # fmt: skip
@@ -134,7 +155,9 @@ def _blocks(
     chain = torch.arange(first_chain, first_chain + n_chains, device=device)[:, None]
     step_word = torch.full((1, 1), step, dtype=torch.int64, device=device)
     stream_word = torch.full((1, 1), stream, dtype=torch.int64, device=device)
-    words = torch.stack(torch.broadcast_tensors(*philox((block, chain, step_word, stream_word), seed)))
+    words = torch.stack(
+        torch.broadcast_tensors(*philox((block, chain, step_word, stream_word), seed))
+    )
     return words.permute(1, 2, 0), first - first_block * per_block
 
 
@@ -167,7 +190,14 @@ def _box_muller(u: Tensor, y: Tensor, flip: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def bits(
-    like: Tensor, n_chains: int, n: int, seed: int, step: int, stream: int, first_chain: int, first: int
+    like: Tensor,
+    n_chains: int,
+    n: int,
+    seed: int,
+    step: int,
+    stream: int,
+    first_chain: int,
+    first: int,
 ) -> Tensor:
     words, offset = _blocks(n, 4, n_chains, seed, step, stream, first_chain, first, like.device)
     return _signed32(words.flatten(1)[:, offset : offset + n])
@@ -179,7 +209,14 @@ def _joined(words: Tensor) -> Tensor:
 
 
 def uniform(
-    like: Tensor, n_chains: int, n: int, seed: int, step: int, stream: int, first_chain: int, first: int
+    like: Tensor,
+    n_chains: int,
+    n: int,
+    seed: int,
+    step: int,
+    stream: int,
+    first_chain: int,
+    first: int,
 ) -> Tensor:
     dtype, k = like.dtype, 4 if like.dtype == torch.float32 else 2
     words, offset = _blocks(n, k, n_chains, seed, step, stream, first_chain, first, like.device)
@@ -191,7 +228,14 @@ def uniform(
 
 
 def log_uniform(
-    like: Tensor, n_chains: int, n: int, seed: int, step: int, stream: int, first_chain: int, first: int
+    like: Tensor,
+    n_chains: int,
+    n: int,
+    seed: int,
+    step: int,
+    stream: int,
+    first_chain: int,
+    first: int,
 ) -> Tensor:
     dtype, k = like.dtype, 4 if like.dtype == torch.float32 else 2
     words, offset = _blocks(n, k, n_chains, seed, step, stream, first_chain, first, like.device)
@@ -203,7 +247,14 @@ def log_uniform(
 
 
 def normal(
-    like: Tensor, n_chains: int, n: int, seed: int, step: int, stream: int, first_chain: int, first: int
+    like: Tensor,
+    n_chains: int,
+    n: int,
+    seed: int,
+    step: int,
+    stream: int,
+    first_chain: int,
+    first: int,
 ) -> Tensor:
     dtype, k = like.dtype, 4 if like.dtype == torch.float32 else 2
     words, offset = _blocks(n, k, n_chains, seed, step, stream, first_chain, first, like.device)
@@ -275,8 +326,10 @@ def phi4(x: Tensor, params: Tensor, table: Tensor, layout: list[int]) -> tuple[T
     """log p and its gradient of the field of csrc/phi4.h; x: (n, n_sites), layout: (n_sites, z, periodic)."""
     n_sites, z, periodic = layout
     if z == 2:
-        wrapped = torch.nn.functional.pad(x, (1, 1)) if not periodic else torch.cat(
-            (x[:, -1:], x, x[:, :1]), dim=1
+        wrapped = (
+            torch.nn.functional.pad(x, (1, 1))
+            if not periodic
+            else torch.cat((x[:, -1:], x, x[:, :1]), dim=1)
         )
         around = wrapped[:, :-2] + wrapped[:, 2:]
     else:
@@ -289,9 +342,7 @@ def phi4(x: Tensor, params: Tensor, table: Tensor, layout: list[int]) -> tuple[T
     return -sum32(site), score
 
 
-def phi4_local(
-    x: Tensor, sites: Tensor, new: Tensor, params: Tensor, neighbours: Tensor
-) -> Tensor:
+def phi4_local(x: Tensor, sites: Tensor, new: Tensor, params: Tensor, neighbours: Tensor) -> Tensor:
     """log p(x with x_i → v) − log p(x) for each of `sites` alone: (n, len(sites))."""
     j, v1, v2, v4 = params.unbind()
     around = _neighbour_sum(x, neighbours[sites])

@@ -166,9 +166,10 @@ def _mark(node: Any, key: Key, file: str, places: dict[Key, str]) -> None:
     for name, value in node.value:
         inner = (*key, str(name.value))
         place = f"{file}, line {name.start_mark.line + 1}"
-        if inner in places:
-            raise RunFileError(inner, f"{'.'.join(inner)} is given twice, again at {place}")
+        twice = inner in places
         places[inner] = place
+        if twice:
+            raise RunFileError(inner, f"{'.'.join(inner)} is given twice")
         _mark(value, inner, file, places)
 
 
@@ -176,7 +177,9 @@ def _override(tree: dict[str, Any], text: str, places: dict[Key, str]) -> None:
     name, equals, raw = text.partition("=")
     key = tuple(name.strip().split("."))
     if not equals or not all(key):
-        raise RunFileError((), f"an override is key=value, such as sampler.step_size=0.02, got {text!r}")
+        raise RunFileError(
+            (), f"an override is key=value, such as sampler.step_size=0.02, got {text!r}"
+        )
     try:
         value = yaml.safe_load(raw)
     except yaml.YAMLError:
@@ -242,7 +245,9 @@ def samplers() -> dict[str, Maker]:
     found = {}
     for name, value in _public(pysamp):
         if inspect.isclass(value) and not getattr(value, "_is_protocol", False):
-            draws = _defines(value, "sample") and "target" in inspect.signature(value.sample).parameters
+            draws = (
+                _defines(value, "sample") and "target" in inspect.signature(value.sample).parameters
+            )
             if draws or _defines(value, "step"):
                 found[name] = value
     return found
@@ -309,7 +314,9 @@ def _build(spec: Any, key: Key, known: Mapping[str, Maker], kind: str) -> Any:
         given[parameter] = _convert(value, hints.get(parameter, Any), inner)
     for parameter, p in parameters.items():
         if p.default is p.empty and parameter not in given:
-            raise RunFileError(key, f"{where}.{parameter} is missing: {name}{inspect.signature(make)}")
+            raise RunFileError(
+                key, f"{where}.{parameter} is missing: {name}{inspect.signature(make)}"
+            )
     try:
         return make(**given)
     except (ValueError, TypeError, OSError) as error:

@@ -36,12 +36,14 @@ def _random(device, dtype):
         ("skips numbers", 4, 130, 1, 5),
         ("last chain", 2, 9, 2**32 - 2, 2),
     ]:
-        yield label, (like, n_chains, n, 2**63 + 12345 - 2**64, 2**32 - 1, 17 << 24 | 5, first_chain, first)
+        yield (
+            label,
+            (like, n_chains, n, 2**63 + 12345 - 2**64, 2**32 - 1, 17 << 24 | 5, first_chain, first),
+        )
 
 
 def _bits(device, dtype):
-    for label, arguments in _random(device, torch.int32):
-        yield label, arguments
+    yield from _random(device, torch.int32)
 
 
 def _sum32(device, dtype):
@@ -83,7 +85,9 @@ def _mixture(device, dtype):
         weights = noise(1, k, device, dtype, step=1).flatten()
         means = noise(1, k * d, device, dtype, step=2).flatten() * 2
         precisions = noise(1, k * d, device, dtype, step=3).flatten().abs() + 0.5
-        return torch.cat((weights, means, precisions)), torch.empty(0, dtype=torch.int32, device=device)
+        return torch.cat((weights, means, precisions)), torch.empty(
+            0, dtype=torch.int32, device=device
+        )
 
     for label, n, k, d in [
         ("typical", 33, 8, 2),

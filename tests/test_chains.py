@@ -243,7 +243,9 @@ def test_a_start_without_a_finite_density_names_the_chain():
     x = torch.zeros(5, 100)
     x[3, 7] = torch.nan
     for kernel in kernels(TARGETS["chain"]).values():
-        with pytest.raises(ValueError, match=r"x0 has no finite log_prob in 1 of 5 chains: chain 13"):
+        with pytest.raises(
+            ValueError, match=r"x0 has no finite log_prob in 1 of 5 chains: chain 13"
+        ):
             kernel.init(TARGETS["chain"], x, seed=0, first_chain=10)
 
 
@@ -256,7 +258,10 @@ def test_a_start_without_a_finite_density_names_the_chain():
         (lambda: HMC(torch.tensor([0.1, -0.2])), "step_size must be positive and finite"),
         (lambda: ULA(None), "step_size must be given for ULA, got None"),
         (lambda: Metropolis(0.0), "width must be positive and finite, got 0.0"),
-        (lambda: Metropolis(1.0, moves="pairs"), "moves must be 'auto', 'site' or 'all', got 'pairs'"),
+        (
+            lambda: Metropolis(1.0, moves="pairs"),
+            "moves must be 'auto', 'site' or 'all', got 'pairs'",
+        ),
         (lambda: Multiplicative(factor=0.9), "factor must exceed 1, got 0.9"),
         (lambda: Multiplicative(target=1.2), "must lie in"),
         (lambda: Multiplicative(cap=0.0), "cap must be positive, got 0.0"),
@@ -289,3 +294,45 @@ def test_the_step_counter_has_an_end(native, device):
     kernel.step(target, late, 2)
     with pytest.raises(ValueError, match=r"step: the counter ends at 2\^32 transitions"):
         kernel.step(target, late, 3)
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_a_state_without_a_score_is_refused(backend):
+    target = TARGETS["ring"]
+    state = start(Metropolis(0.1), target, "cpu", torch.float32)
+    with pysamp.backend(backend):
+        for kernel in (MALA(0.01), ULA(0.01), HMC(0.01, 2)):
+            with pytest.raises(ValueError, match="state has no score"):
+                kernel.step(target, state)
+
+
+def test_bindings_refuse_tensors_that_do_not_fit(native, device):
+    """The last line of defence below Python: wrong sizes are an error, not a crash."""
+    target, n = TARGETS["ring"], 4
+    x, one = torch.zeros(n, 7, device=device), torch.ones(n, device=device)
+    params = torch.tensor(target.native.params, device=device)
+    table = torch.empty(0, dtype=torch.int32, device=device)
+    good = [x, one, x, one, params, table, [7, 2, 1], None, None, None, 0, 0, 0, 3, 0, 1,
+            [1.0, 0.0, 0.0, 0.0], x.clone(), one.clone(), x.clone(), one.clone(), one.clone(), None,
+            None, None]  # fmt: skip
+    native.phi4_mala(*good)
+    for index, bad, text in [
+        (1, one[:-1], "log_prob: expected shape"),
+        (2, None, "score"),
+        (3, one[:-1], "scale: expected shape"),
+        (6, [6, 2, 1], "expected events of 6 sites"),
+        (7, one[:-1], "beta: expected shape"),
+        (8, x, "centre and precision go together"),
+        (11, -1, "step: the counter"),
+        (12, 2**32, "first_chain: the counter"),
+        (13, 0, "n_steps must be positive"),
+        (15, 0, "n_leapfrog must be positive"),
+        (17, x[:, :-1].contiguous(), "x_out: expected shape"),
+        (18, one[:-1], "log_prob_out: expected shape"),
+        (20, one[:-1], "accept: expected shape"),
+        (23, torch.zeros(n, 3, 7, device=device), "thin must divide"),
+    ]:
+        arguments = [*good]
+        arguments[index] = bad
+        with pytest.raises(ValueError, match=text):
+            native.phi4_mala(*arguments)

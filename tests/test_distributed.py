@@ -27,8 +27,8 @@ from pysamp.distributed import (
 )
 from pysamp.mcmc.langevin import MALA
 from pysamp.mcmc.tempering import ParallelTempering
-from pysamp.sample import resume, sample
 from pysamp.samples import Samples
+from pysamp.sampling import resume, sample
 from pysamp.targets.mixture import GaussianMixture
 
 SIZES = {"n_chains": 6, "n_draws": 30, "warmup": 20, "seed": 1, "progress": False}

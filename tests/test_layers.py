@@ -33,11 +33,11 @@ ROWS = (
     ("samplers", "theory"),
     ("plan", "store", "plots"),
     ("chains",),
-    ("sample",),
+    ("sampling",),
     ("evaluate", "opponents", "timing"),
     ("quickbench",),
     ("experiments",),
-    ("runfile", "demo", "doctor"),
+    ("runfile", "demo", "selftest"),
     ("cli",),
     ("__main__",),
 )
@@ -49,7 +49,7 @@ LAZY_UPWARDS = {
 }
 # Who may look at the public face, pysamp/__init__.py, which itself may import from every row.
 FACE_USERS = {
-    "doctor": "reports the version",
+    "selftest": "reports the version",
     "quickbench": "reports the version",
     "runfile": "finds samplers by the names that users know",
     "cli": "prints the version",

@@ -289,7 +289,7 @@ def test_mode_weights_refuses() -> None:
         metrics.mode_weights([0.0], Cells())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="x must be"):
         metrics.mode_weights(x[0], Cells())
-    with pytest.raises(ValueError, match="target.mode must return -1 to 1, got 2 to 2"):
+    with pytest.raises(ValueError, match=r"target.mode must return -1 to 1, got 2 to 2"):
         metrics.mode_weights(x + 2, Cells())
     with pytest.raises(ValueError, match="log_weight must be"):
         metrics.mode_weights(x, Cells(), torch.zeros(2))

@@ -28,8 +28,9 @@ def test_every_op_has_samples():
 def test_value_equals_the_reference(name, device, dtype, native):
     compared = 0
     for label, arguments in SAMPLES[name](device, dtype):
-        found, expected = as_tuple(ops.TABLE[name](*arguments)), as_tuple(
-            ops.TABLE[name].reference(*arguments)
+        found, expected = (
+            as_tuple(ops.TABLE[name](*arguments)),
+            as_tuple(ops.TABLE[name].reference(*arguments)),
         )
         for f, e in zip(found, expected, strict=True):
             assert f.shape == e.shape and f.dtype == e.dtype and f.device == e.device, label
@@ -65,10 +66,7 @@ def test_gradients(name, device):
     def call(*values):
         it = iter(values)
         return ops.TABLE[name](
-            *(
-                next(it) if isinstance(a, torch.Tensor) and a.requires_grad else a
-                for a in arguments
-            )
+            *(next(it) if isinstance(a, torch.Tensor) and a.requires_grad else a for a in arguments)
         )
 
     assert torch.autograd.gradcheck(call, wanted)
@@ -124,7 +122,9 @@ def test_wrong_dtype_lists_the_accepted_ones(name, native, device):
         pytest.skip("one device is enough for argument checks")
     arguments = list(first_sample(name))
     arguments[0] = arguments[0].to(torch.float16)
-    with pytest.raises(TypeError, match=rf"pysamp.{name}: no kernel for \(Tensor\[float16") as caught:
+    with pytest.raises(
+        TypeError, match=rf"pysamp.{name}: no kernel for \(Tensor\[float16"
+    ) as caught:
         ops.TABLE[name](*arguments)
     accepted = "Tensor[int32, 2d]" if name == "bits" else "Tensor[float64, 2d]"
     assert accepted in str(caught.value)

@@ -77,14 +77,19 @@ def test_the_baseline_module_holds_no_avx():
     if import_module("pysamp._cpu").isa != "baseline":
         pytest.skip("a development build for this machine alone")
     text = subprocess.run(
-        [tool, "-d", "--no-show-raw-insn", str(baseline[0])], capture_output=True, text=True, check=True
+        [tool, "-d", "--no-show-raw-insn", str(baseline[0])],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert "mulps" in text
     assert not re.search(r"%[yz]mm|\tv[a-z]+ ", text)
 
 
 def test_without_compiled_modules_pysamp_runs_in_torch_and_says_so_once(tmp_path):
-    shutil.copytree(PACKAGE, tmp_path / "pysamp", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(
+        PACKAGE, tmp_path / "pysamp", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]) if len(sys.argv) > 1 else None\n"
         "import warnings\n"

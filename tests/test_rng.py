@@ -42,7 +42,13 @@ def test_known_answers_of_the_kernels(counter, key, answer, device):
 def test_known_answers_reach_every_kernel(kind, device, dtype, native):
     """The vector kernels (lanes over blocks, lanes over chains) use the words of the known answers."""
     for n_chains, n in [(1, 5000), (300, 3), (40, 21)]:
-        options = {"seed": 2**64 - 1, "stream": "check", "step": 77, "dtype": dtype, "device": device}
+        options = {
+            "seed": 2**64 - 1,
+            "stream": "check",
+            "step": 77,
+            "dtype": dtype,
+            "device": device,
+        }
         words = rng.bits((n_chains, 4 * n), seed=2**64 - 1, stream="check", step=77, device=device)
         words = words.long() & 0xFFFFFFFF
         found = getattr(rng, kind)((n_chains, n), **options)
@@ -75,7 +81,11 @@ def test_every_instruction_set_gives_the_same_bits(module, dtype):
     import importlib
 
     capability = torch.backends.cpu.get_cpu_capability()
-    runs = {"_cpu": True, "_cpu_v3": capability in ("AVX2", "AVX512"), "_cpu_v4": capability == "AVX512"}
+    runs = {
+        "_cpu": True,
+        "_cpu_v3": capability in ("AVX2", "AVX512"),
+        "_cpu_v4": capability == "AVX512",
+    }
     try:
         kernels = importlib.import_module(f"pysamp.{module}")
     except ImportError as error:
@@ -108,7 +118,13 @@ def test_numbers_of_a_row_can_be_skipped(device, dtype):
 def test_streams_steps_seeds_and_substeps_differ():
     base = {"seed": 1, "stream": 1, "step": 1, "substep": 1}
     draws = [rng.uniform((1, 64), **base)]
-    for name, value in [("seed", 2), ("seed", 1 + 2**40), ("stream", 2), ("step", 2), ("substep", 2)]:
+    for name, value in [
+        ("seed", 2),
+        ("seed", 1 + 2**40),
+        ("stream", 2),
+        ("step", 2),
+        ("substep", 2),
+    ]:
         draws.append(rng.uniform((1, 64), **{**base, name: value}))
     table = torch.cat(draws)
     assert len({tuple(row.tolist()) for row in table}) == len(draws)
@@ -126,7 +142,7 @@ def test_streams_are_those_of_the_header():
 @pytest.mark.parametrize("seed", range(4))
 def test_uniforms_are_uniform(seed, dtype):
     u = rng.uniform((1, 1 << 18), seed=seed, dtype=dtype).flatten()
-    assert 0 < u.min() and u.max() < 1
+    assert u.min() > 0 and u.max() < 1
     assert stats.kstest(u.numpy(), "uniform").pvalue > 1e-4
     assert abs(u.mean() - 0.5) < 5 * math.sqrt(1 / 12 / u.numel())
 
@@ -187,7 +203,10 @@ def test_square_roots_are_correctly_rounded(dtype):
         ({"substep": 2**24}, "substep must lie in"),
         ({"first_chain": -1}, "first_chain must keep chains below"),
         ({"first": -1}, "first must not be negative, got -1"),
-        ({"dtype": torch.float16}, "dtype must be torch.float32 or torch.float64, got torch.float16"),
+        (
+            {"dtype": torch.float16},
+            "dtype must be torch.float32 or torch.float64, got torch.float16",
+        ),
         ({"shape": ()}, r"shape must be \(n_chains, …\)"),
         ({"shape": (2, -3)}, "without negative sizes"),
     ],

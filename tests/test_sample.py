@@ -13,8 +13,8 @@ from pysamp import chains, plan, rng, store
 from pysamp.mcmc.base import Info, State
 from pysamp.mcmc.langevin import MALA, ULA
 from pysamp.plan import Plan
-from pysamp.sample import resume, sample
 from pysamp.samples import Samples
+from pysamp.sampling import resume, sample
 from pysamp.targets.mixture import GaussianMixture
 
 quick = {"n_chains": 8, "n_draws": 50, "warmup": 20, "progress": False}

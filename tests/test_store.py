@@ -21,8 +21,8 @@ from pysamp import chains, plan, store
 from pysamp.describe import NotRebuildableError, describe, differences, rebuild
 from pysamp.mcmc.langevin import MALA
 from pysamp.mcmc.tempering import ParallelTempering
-from pysamp.sample import resume, sample
 from pysamp.samples import Samples
+from pysamp.sampling import resume, sample
 from pysamp.targets.mixture import GaussianMixture
 
 SIZES = {"n_chains": 5, "n_draws": 22, "warmup": 12, "thin": 2, "seed": 3, "progress": False}

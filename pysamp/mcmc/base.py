@@ -80,7 +80,8 @@ class Tunable(Protocol):
         """Where the search for a scale begins."""
 
     def groups(self, state: State) -> Tensor | None:
-        """(rows,) int64: rows that share a scale carry the same number; None: all share one."""
+        """int64, one entry per number in `accept`: those that share a scale carry the same number;
+        None: all share one."""
 
 
 def check_start(log_prob: Tensor, first_chain: int = 0) -> None:

@@ -74,8 +74,10 @@ def plan(target: Target, x: Tensor) -> Plan | None:
             break
     if not isinstance(target, HasNative):
         return None
+    module = _native.module_for(x.device)
     own = target.native.module
-    module = _native.module_for(x.device) if own is None or _native.backend_name() == "torch" else own
+    if own is not None and _native.backend_name() == "native":
+        module = own if own.device == x.device.type else None
     if module is None:
         return None
     return Plan(module, target.native, beta, centre, precision, tuple(counted))
@@ -93,6 +95,10 @@ def chain(
     call = found.function(driver) if found is not None else None
     if found is None or call is None:
         return None
+    if state.score is None and driver != "metropolis":
+        raise ValueError(
+            f"state has no score, which {driver} needs: start it with this kernel's init"
+        )
     rows, dtype, device = state.n_chains, state.x.dtype, state.x.device
     x = state.x.reshape(rows, -1).contiguous()
     score = None if state.score is None else state.score.reshape(rows, -1).contiguous()

@@ -54,7 +54,8 @@ class HMC:
             return done
 
         x, log_prob, score = state.x, state.log_prob, state.score
-        assert score is not None
+        if score is None:
+            raise ValueError("state has no score: start it with this kernel's init")
         collect = Collect(state, n, thin)
         ex = columns(eps, x)
         half = columns(eps * 0.5, x)
@@ -89,7 +90,9 @@ class HMC:
         return replace(self, step_size=scale)
 
     def target_accept(self, target: Target) -> float:
-        return 0.8  # above the asymptotic 0.651 (Beskos et al., Bernoulli 19, 1501, 2013): safer tails
+        return (
+            0.8  # above the asymptotic 0.651 (Beskos et al., Bernoulli 19, 1501, 2013): safer tails
+        )
 
     def initial_scale(self, target: Target) -> float:
         return 0.1

@@ -135,7 +135,8 @@ class MALA:
             return done
 
         x, log_prob, score = state.x, state.log_prob, state.score
-        assert score is not None
+        if score is None:
+            raise ValueError("state has no score: start it with this kernel's init")
         collect = Collect(state, n, thin)
         address = {"seed": state.seed, "stream": "langevin", "first_chain": state.first_chain,
                    "device": x.device, "dtype": x.dtype}  # fmt: skip
@@ -211,7 +212,8 @@ class ULA:
             return done
 
         x, log_prob, score = state.x, state.log_prob, state.score
-        assert score is not None
+        if score is None:
+            raise ValueError("state has no score: start it with this kernel's init")
         collect = Collect(state, n, thin)
         hx, noise = columns(h, x), columns(reference.sqrt_rn(h * 2.0), x)
         for step in range(state.step, state.step + n):

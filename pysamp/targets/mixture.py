@@ -59,7 +59,9 @@ class GaussianMixture:
         weights = _float64(given, "weights")
         if weights.shape != (k,) or not bool((weights > 0).all()):
             raise ValueError(f"weights must be ({k},) and positive, got {self.weights}")
-        if abs(float(weights.sum()) - 1) > 1e-12:  # else as given: normalising twice would move bits
+        if (
+            abs(float(weights.sum()) - 1) > 1e-12
+        ):  # else as given: normalising twice would move bits
             weights = weights / weights.sum()
 
         if covariances.ndim == 3:

@@ -90,7 +90,9 @@ def _devices() -> list[dict[str, Any]]:
 def _faults(report: dict[str, Any]) -> list[dict[str, str]]:
     """What makes results wrong, or breaks what the environment demands."""
     faults = []
-    demands = [f"{k}={report['environment'][k]}" for k in _VARIABLES[:2] if k in report["environment"]]
+    demands = [
+        f"{k}={report['environment'][k]}" for k in _VARIABLES[:2] if k in report["environment"]
+    ]
     native = report["cpu"]["module"] is not None
     if not native and demands and demands != ["PYSAMP_BACKEND=torch"]:
         cause = f"{' and '.join(demands)}, but no compiled kernels: {report['cpu']['reason']}"
@@ -140,7 +142,9 @@ def _notes(report: dict[str, Any]) -> list[str]:
 def text(report: dict[str, Any]) -> str:
     """The report for people, at most 100 columns wide."""
     cpu, cuda = report["cpu"], report["cuda"]
-    built = f"built for CUDA {report['torch_cuda']}" if report["torch_cuda"] else "built without CUDA"
+    built = (
+        f"built for CUDA {report['torch_cuda']}" if report["torch_cuda"] else "built without CUDA"
+    )
     module = f"module {cpu['module']} ({cpu['isa']})" if cpu["module"] else "no compiled module"
     lines = [
         _line("pysamp", f"{report['pysamp']}, Python {report['python']}, {report['platform']}"),

@@ -1,0 +1,87 @@
+"""What a row says of the software and the machine that made it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from benchmarks import peers
+from benchmarks.cases import On
+from pysamp import __version__, _native
+from pysamp.quickbench import cpu_model
+
+
+def about(on: On) -> dict[str, Any]:
+    """Versions and machine."""
+    found = _native.info()
+    root = Path(__file__).parents[1]
+    versions = {
+        "git": _output("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"),
+        "pysamp": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "numpy": numpy.__version__,
+        "compiler": _compiler_of(_native._cuda if on.cuda else _native._cpu),
+        "c++": (_output("g++", "--version") or "").split("\n")[0] or None,  # of torch.compile
+        "nvcc": ((_output("nvcc", "--version") or "").split("\n")[-1]) or None,
+        **peers.versions(),
+    }
+    machine = {
+        "cpu": cpu(),
+        "capability": found["cpu_capability"],
+        "module": found["cpu_module"],
+        "isa": found["cpu_isa"],
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if on.cuda else None,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    return {"versions": versions, "machine": machine}
+
+
+def _output(*command: str) -> str | None:
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _compiler_of(module: Any) -> str | None:
+    """The compiler as it signed the module's file."""
+    if module is None:
+        return None
+    signs = rb"GCC: \([^)]*\) [0-9.]+|clang version [0-9.]+"
+    found = re.findall(signs, Path(module.__file__).read_bytes())
+    return found[-1].decode() if found else None
+
+
+@functools.cache
+def cpu() -> dict[str, Any]:
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        info = ""
+
+    def field(name: str) -> str | None:
+        found = re.search(rf"^{name}\s*:\s*(.+)$", info, re.MULTILINE)
+        return found.group(1).strip() if found else None
+
+    numbers = {n: int(field(key) or 0) for n, key in (("family", "cpu family"), ("model", "model"))}
+    return {"name": cpu_model(), "vendor": field("vendor_id"), **numbers}
+
+
+def is_modelled(on: On) -> bool:
+    """Is this the machine that the instruction counts of goals.py are for?"""
+    if on.cuda:
+        return "H200" in torch.cuda.get_device_name()
+    found = cpu()
+    return (found["vendor"], found["family"], found["model"]) == ("GenuineIntel", 6, 167)
