@@ -222,7 +222,7 @@ def _sites(
 def _sites_others(on: On, problem: Problem) -> list[Variant]:
     target, x, width = problem.target, problem.state.x, problem.kernel.width
     constants = {"kappa": target.kappa, "lam": target.lam, "width": width}
-    half = _compiled(on, functools.partial(opponents.half_sweep, **constants))
+    half = _compiled(on, functools.partial(opponents.plain_half_sweep, **constants))
     variants = []
     if half is not None:
         run = opponents.sweeping(lambda *fields: half(*fields[:3]), target, width, x)

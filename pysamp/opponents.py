@@ -209,6 +209,20 @@ def half_sweep(
     return torch.where(torch.rand_like(phi).log_() < difference.neg_(), new, phi)
 
 
+def plain_half_sweep(
+    phi: Tensor, other: Tensor, right: Tensor, kappa: float, lam: float, width: float
+) -> Tensor:
+    """The same without updates in place: slower eagerly, up to twice as fast when compiled."""
+    around = other + torch.where(right, other.roll(-1, -1), other.roll(1, -1))
+    for axis in range(1, phi.ndim - 1):
+        around = around + other.roll(1, axis) + other.roll(-1, axis)
+    new = phi + width * (2 * torch.rand_like(phi) - 1)
+    old_action, new_action = (
+        v * v + lam * (v * v - 1) ** 2 - 2 * kappa * v * around for v in (phi, new)
+    )
+    return torch.where(torch.rand_like(phi).log() < old_action - new_action, new, phi)
+
+
 def masked_sweep(
     phi: Tensor, colours: tuple[Tensor, Tensor], kappa: float, lam: float, width: float
 ) -> Tensor:

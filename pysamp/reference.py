@@ -323,7 +323,7 @@ def _neighbour_sum(x: Tensor, neighbours: Tensor) -> Tensor:
 
 
 def phi4(x: Tensor, params: Tensor, table: Tensor, layout: list[int]) -> tuple[Tensor, Tensor]:
-    """log p and its gradient of the field of csrc/phi4.h; x: (n, n_sites), layout: (n_sites, z, periodic)."""
+    """log p and its gradient of csrc/phi4.h; x: (n, n_sites), layout: (n_sites, z, periodic)."""
     n_sites, z, periodic = layout
     if z == 2:
         wrapped = (

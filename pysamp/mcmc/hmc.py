@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pysamp import rng
 from pysamp.mcmc import fused
 from pysamp.mcmc.base import Info, State, check_steps, columns, per_chain, replace
 from pysamp.mcmc.langevin import (
     Collect,
+    Numbers,
     acceptance,
     check_scale,
     needed,
@@ -59,11 +59,10 @@ class HMC:
         collect = Collect(state, n, thin)
         ex = columns(eps, x)
         half = columns(eps * 0.5, x)
-        address = {"seed": state.seed, "stream": "momentum", "first_chain": state.first_chain,
-                   "device": x.device, "dtype": x.dtype}  # fmt: skip
+        numbers = Numbers(state, "momentum")
         for step in range(state.step, state.step + n):
-            p = rng.normal(x.shape, step=step, **address)
-            log_u = rng.log_uniform((len(x), 1), step=step, first=noise_size(x), **address)[:, 0]
+            p = numbers.normal(step)
+            log_u = numbers.log_uniform(step, 1, first=noise_size(x))[:, 0]
             before = squared_norm(p)
             p = p + half * score
             x_new = x + ex * p

@@ -49,6 +49,37 @@ def noise_size(x: Tensor) -> int:
     return (x[0].numel() + 1) // 2 * 2 if x.shape[0] else 0
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """The random numbers of a kernel: one stream, the rows of a state."""
+
+    state: State
+    stream: str
+
+    def normal(self, step: int) -> Tensor:
+        """As many as the state has coordinates, in its shape."""
+        s = self.state
+        return rng.normal(
+            tuple(s.x.shape), seed=s.seed, stream=self.stream, step=step,
+            first_chain=s.first_chain, device=s.x.device, dtype=s.x.dtype,
+        )  # fmt: skip
+
+    def uniform(self, step: int, shape: tuple[int, ...]) -> Tensor:
+        s = self.state
+        return rng.uniform(
+            shape, seed=s.seed, stream=self.stream, step=step,
+            first_chain=s.first_chain, device=s.x.device, dtype=s.x.dtype,
+        )  # fmt: skip
+
+    def log_uniform(self, step: int, n: int, first: int = 0) -> Tensor:
+        """ln u, numbers first … first + n of each row's stream: (n_chains, n)."""
+        s = self.state
+        return rng.log_uniform(
+            (s.n_chains, n), seed=s.seed, stream=self.stream, step=step, first=first,
+            first_chain=s.first_chain, device=s.x.device, dtype=s.x.dtype,
+        )  # fmt: skip
+
+
 class Collect:
     """Means over n transitions, and every thin-th state: what an `Info` is made of."""
 
@@ -138,11 +169,10 @@ class MALA:
         if score is None:
             raise ValueError("state has no score: start it with this kernel's init")
         collect = Collect(state, n, thin)
-        address = {"seed": state.seed, "stream": "langevin", "first_chain": state.first_chain,
-                   "device": x.device, "dtype": x.dtype}  # fmt: skip
+        numbers = Numbers(state, "langevin")
         for step in range(state.step, state.step + n):
-            xi = rng.normal(x.shape, step=step, **address)
-            log_u = rng.log_uniform((len(x), 1), step=step, first=noise_size(x), **address)[:, 0]
+            xi = numbers.normal(step)
+            log_u = numbers.log_uniform(step, 1, first=noise_size(x))[:, 0]
             hx = columns(h, x)
             x_new = (x + hx * score) + columns(reference.sqrt_rn(h * 2.0), x) * xi
             log_prob_new, score_new = log_prob_and_score(target, x_new)
@@ -215,12 +245,10 @@ class ULA:
         if score is None:
             raise ValueError("state has no score: start it with this kernel's init")
         collect = Collect(state, n, thin)
+        numbers = Numbers(state, "langevin")
         hx, noise = columns(h, x), columns(reference.sqrt_rn(h * 2.0), x)
         for step in range(state.step, state.step + n):
-            xi = rng.normal(
-                x.shape, seed=state.seed, stream="langevin", step=step,
-                first_chain=state.first_chain, device=x.device, dtype=x.dtype,
-            )  # fmt: skip
+            xi = numbers.normal(step)
             x_new = (x + hx * score) + noise * xi
             log_prob_new, score_new = log_prob_and_score(target, x_new)
             probability, finite = acceptance(log_prob_new - log_prob_new)

@@ -7,16 +7,16 @@ updating its sites in turn. The numbers of a site belong to its rank in the orde
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pysamp import rng
 from pysamp.mcmc import fused
 from pysamp.mcmc.base import Info, State, check_start, check_steps, columns, per_chain, replace
-from pysamp.mcmc.langevin import Collect, acceptance, check_scale, needed
+from pysamp.mcmc.langevin import Collect, Numbers, acceptance, check_scale, needed
 from pysamp.target import HasLocal, Target
 
 
@@ -67,12 +67,10 @@ class Metropolis:
 
         x, log_prob = state.x, state.log_prob
         collect = Collect(state, n, thin)
-        address = {"seed": state.seed, "stream": "metropolis", "first_chain": state.first_chain,
-                   "device": x.device, "dtype": x.dtype}  # fmt: skip
+        numbers = Numbers(state, "metropolis")
         for step in range(state.step, state.step + n):
-            u = rng.uniform(x.shape, step=step, **address)
-            event = x[0].numel() if len(x) else 0
-            log_u = rng.log_uniform((len(x), 1), step=step, first=event, **address)[:, 0]
+            u = numbers.uniform(step, tuple(x.shape))
+            log_u = numbers.log_uniform(step, 1, first=math.prod(x.shape[1:]))[:, 0]
             x_new = x + columns(width, x) * (u * 2.0 - 1.0)
             with torch.no_grad():
                 log_prob_new = target.log_prob(x_new)
@@ -131,12 +129,11 @@ def _sweeps_torch(
     flat = x.reshape(len(x), -1)  # (n_chains, n_sites), a view of x
     accept, nonfinite = torch.zeros((2, len(x)), dtype=x.dtype, device=x.device)
     kept = []
-    address = {"seed": state.seed, "stream": "site", "first_chain": state.first_chain,
-               "device": x.device, "dtype": x.dtype}  # fmt: skip
+    numbers = Numbers(state, "site")
     shape = (len(x), 2 * flat.shape[1])
     for step in range(state.step, state.step + n):
-        u = rng.uniform(shape, step=step, **address)[:, 0::2]  # (n_chains, n_sites) by rank
-        log_u = rng.log_uniform(shape, step=step, **address)[:, 1::2]
+        u = numbers.uniform(step, shape)[:, 0::2]  # (n_chains, n_sites) by rank
+        log_u = numbers.log_uniform(step, shape[1])[:, 1::2]
         moved = torch.zeros_like(accept)
         for colour, begin, end in zip(colours, starts[:-1], starts[1:], strict=True):
             new = flat[:, colour] + width[:, None] * (u[:, begin:end] * 2.0 - 1.0)
