@@ -67,11 +67,18 @@ def compare(
         line = f"{key[0]:<22}{key[1]:<18}{times}   {low:.3f} to {high:.3f}  {verdict}"
         lines.append(line.rstrip())
     for name, here, there in (("old", old, new), ("new", new, old)):
-        alone = [f"{key[0]} {key[1]}" for key in here if key not in there]
+        alone = _alone(here, there)
         if alone:
             lines.append(f"only in {name}: {', '.join(alone)}")
     lines.append(f"slower: {'; '.join(slower)}" if slower else "no native row is slower")
     return "\n".join(lines), slower
+
+
+def _alone(here: dict[tuple[Any, ...], Any], there: dict[tuple[Any, ...], Any]) -> list[str]:
+    """What only one file has: cases, and variants of cases that both have."""
+    shared = {key[0] for key in there}
+    missing = (key for key in here if key not in there)
+    return list(dict.fromkeys(f"{k[0]} ({k[1]})" if k[0] in shared else k[0] for k in missing))
 
 
 def _per_unit(row: dict[str, Any]) -> tuple[float, float, float]:

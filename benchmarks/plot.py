@@ -1,7 +1,7 @@
 """Draw a result file: python -m benchmarks.plot RESULTS.jsonl [--out FIGURE].
 
 One group of bars per case: how many times faster the native kernel is than each other variant, with
-the quartiles of both as error bars, and a mark where a goal asks for more or less than was reached.
+the quartiles of both as error bars, and a mark at what a goal asks for.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
+    from matplotlib.ticker import LogLocator, NullLocator
 
     cases = bars(rows)
     if not cases:
@@ -75,18 +76,24 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     for case, found in cases.items():
         ticks.append((y + (len(found) - 1) / 2, case))
         for name, ratio, low, high in found:
-            error = [[ratio - low], [high - ratio]]
-            axes.barh(y, ratio, 0.9, color=COLOURS[name], xerr=error,
+            axes.barh(y, ratio - 1, 0.9, left=1, color=COLOURS[name],
+                      xerr=[[ratio - low], [high - ratio]],
                       error_kw={"lw": 0.8, "ecolor": "#444444"})  # fmt: skip
-            axes.text(high * 1.04, y, f"{ratio:.3g}", va="center", fontsize=6.5)
+            axes.text(max(high, 1) * 1.04, y, f"{ratio:.3g}", va="center", fontsize=6.5, zorder=3,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4})  # fmt: skip
             must = musts.get((case, name))
             if must is not None:
-                axes.plot([must, must], [y - 0.45, y + 0.45], color="black", lw=1.6)
+                axes.plot([must, must], [y - 0.45, y + 0.45], color="black", lw=1.6, zorder=4)
             present.add(name)
             y += 1
         y += 1
     axes.set_yticks([at for at, _ in ticks], [case for _, case in ticks], fontsize=8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="x", color="#DDDDDD", lw=0.5)
+    axes.set_axisbelow(True)
     axes.axvline(1, color="black", lw=0.6)
     axes.margins(y=0.01)
     axes.invert_yaxis()
