@@ -215,8 +215,9 @@ def _sites(
     problem = sites_problem(shape, n_chains, on.device, dtype)
     # reference.phi4_local: neighbours 2d − 1, proposal 4, d, sum 2, quartic 4, bond 3, the rest 8
     flops = 20.0 + 2 * len(shape)
-    draws = ("uniform", 2.0)  # the proposal and the decision
-    return Bench(sites_case(name, problem), flops, _state_bytes(problem), draws=draws), problem
+    case, moved = sites_case(name, problem), _state_bytes(problem)
+    # two random numbers: the proposal and the decision
+    return Bench(case, flops, moved, draws=("uniform", 2)), problem
 
 
 def _sites_others(on: On, problem: Problem) -> list[Variant]:
@@ -487,8 +488,8 @@ def time_first_call(name: str, device: str) -> float:
 
 
 def _first_step(name: str, x: Tensor) -> Tensor:
-    if name == "native" or name == "torch":
-        with _native.backend(name):
+    if name in ("native", "torch"):
+        with _native.backend("native" if name == "native" else "torch"):
             kernel = MALA(MALA_STEP)
             return kernel.step(CHAIN, kernel.init(CHAIN, x, seed=SEED))[0].x
     if name in peers.PEERS:

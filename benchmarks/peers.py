@@ -46,20 +46,20 @@ def _jax_log_prob(target: Phi4Chain | GaussianMixture) -> Callable[[Any], Any]:
     if isinstance(target, Phi4Chain):
         stiffness, _, _, quartic = target.native.params
 
-        def log_prob(x: Any) -> Any:
+        def of_chain(x: Any) -> Any:
             bonds = jnp.diff(jnp.pad(x, 1))
             return -(0.5 * stiffness * (bonds**2).sum() + quartic * ((x**2 - 1) ** 2).sum())
 
-        return log_prob
+        return of_chain
     k, d = target.means.shape
     params = np.array(target.native.params, dtype=np.float32)
     log_scale, mean, precision = np.split(params, [k, k + k * d])
     mean, precision = mean.reshape(k, d), precision.reshape(k, d)
 
-    def log_prob(x: Any) -> Any:
+    def of_mixture(x: Any) -> Any:
         return jax.nn.logsumexp(log_scale - 0.5 * ((x - mean) ** 2 * precision).sum(1))
 
-    return log_prob
+    return of_mixture
 
 
 def _jax_scan(step: Callable[[Any, Any], Any], start: Any, position: Callable[[Any], Any]) -> Run:
@@ -226,7 +226,7 @@ def setup_numba_sites(target: Phi4, x: Tensor, width: float) -> Run:
     import numba
 
     kappa, lam = np.float32(target.kappa), np.float32(target.lam)
-    one, two, width = np.float32(1), np.float32(2), np.float32(width)
+    one, two, delta = np.float32(1), np.float32(2), np.float32(width)
     rows, columns = target.shape
 
     @numba.njit
@@ -247,7 +247,7 @@ def setup_numba_sites(target: Phi4, x: Tensor, width: float) -> Run:
                                 + field[i, (j - 1) % columns] + field[i, (j + 1) % columns]
                             )  # fmt: skip
                             old = field[i, j]
-                            step = width * (two * np.float32(np.random.random()) - one)
+                            step = delta * (two * np.float32(np.random.random()) - one)
                             new = old + step
                             inner = (new + old) * (one + lam * (new * new + old * old - two))
                             difference = step * (inner - two * kappa * around)

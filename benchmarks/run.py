@@ -26,8 +26,7 @@ if TYPE_CHECKING:  # the number of threads must be set before these are imported
 
 def main(args: list[str] | None = None) -> int:
     options = _options(args)
-    if options.device == "cpu":
-        _confine(options.threads)
+    _confine(options.threads if options.device == "cpu" else None)
     import torch
 
     from benchmarks.cases import CASES, NotHereError, On
@@ -91,10 +90,13 @@ def _options(args: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _confine(threads: int) -> None:
+def _confine(threads: int | None) -> None:
     """The same number of threads for torch, JAX and numba; one thread stays on one processor."""
     if "torch" in sys.modules or "jax" in sys.modules:
         return  # called from a program that has chosen already
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # JAX would take most of a GPU
+    if threads is None:
+        return
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = str(threads)
     if threads == 1:
@@ -130,13 +132,16 @@ def measure(
         torch.manual_seed(SEED)
         if bench.times_itself:
             timings = _fresh_processes(case.variants, 1 if on.quick else 3)
+            first = {name: timing.wall[0] for name, timing in timings.items()}
         else:
-            check(case)
+            first = check(case)
             _tell(f"{case.name}: {len(case.variants)} variants agree, timing")
             runs = {v.name: functools.partial(v.run, v.steps) for v in case.variants}
             timings = interleave(runs, repeats=repeats, seconds=seconds, device=on.device)
-    rows = [_row(bench, variant, timings[variant.name], on, ceilings) for variant in case.variants]
-    goals.judge(rows, isa=_native.info()["cpu_isa"])
+    rows = [_row(bench, v, timings[v.name], on, ceilings) for v in case.variants]
+    for row in rows:
+        row["first"] = first[row["variant"]]  # wall seconds of the first run, compilation included
+    goals.judge(rows, isa=str(_native.info()["cpu_isa"]))
     return rows
 
 
@@ -148,7 +153,7 @@ def _fresh_processes(variants: tuple[Variant, ...], repeats: int) -> dict[str, T
         for v in variants:
             if v.name != "torch.compile" or not seconds[v.name]:  # half a minute each: once
                 seconds[v.name].append(v.run(1))
-    return {n: Timing(tuple(s), tuple(s), "wall", 1, s[0]) for n, s in seconds.items()}
+    return {n: Timing(tuple(s), tuple(s), "wall", 1) for n, s in seconds.items()}
 
 
 def _row(bench: Bench, v: Variant, timing: Timing, on: On, ceilings: Ceilings) -> dict[str, Any]:
@@ -170,7 +175,6 @@ def _row(bench: Bench, v: Variant, timing: Timing, on: On, ceilings: Ceilings) -
         "q3": q3,
         "clock": timing.clock,
         "wall": sorted(timing.wall)[len(timing.wall) // 2],
-        "first": timing.first,
         "repeats": len(timing.seconds),
         "calls": timing.calls,
         "steps": v.steps,
@@ -255,23 +259,23 @@ def table(rows: list[dict[str, Any]]) -> str:
     cases: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
         cases.setdefault(row["case"], {})[row["variant"]] = row
-    others = dict.fromkeys(
-        row["variant"] for row in rows if not row["variant"].startswith("native")
-    )
-    head = f"{'case':<20}{'native':>10} unit/s {'of ceiling':>11}" + "".join(
-        f"{name:>15}" for name in others
-    )
-    lines = [head]
+    ours = {}
     for name, variants in cases.items():
-        ours = next((row for v, row in variants.items() if v.startswith("native")), None)
-        if ours is None:
-            continue
-        fraction = f"{ours['fraction']:.0%}" if ours["fraction"] is not None else "–"
-        line = f"{name:<20}{si(ours['rate'] * 1e9):>10} {'':<6} {fraction:>11}"
+        native = [row for variant, row in variants.items() if variant.startswith("native")]
+        if native:
+            ours[name] = native[0]
+    others = list(dict.fromkeys(r["variant"] for r in rows if r is not ours.get(r["case"])))
+    width = 2 + max((len(name) for name in others), default=0)
+    head = f"{'case':<21}{'native':>8} unit/s{'of ceiling':>12}"
+    lines = [head + "".join(f"{name:>{width}}" for name in others)]
+    for name, own in ours.items():
+        fraction = f"{own['fraction']:.0%}" if own["fraction"] is not None else "–"
+        line = f"{name:<21}{si(own['rate'] * 1e9):>8}{fraction:>19}"
         for other in others:
-            row = variants.get(other)
-            line += f"{ours['rate'] / row['rate']:>14.3g}×" if row else f"{'–':>15}"
-        lines.append(line.rstrip())
+            row = cases[name].get(other)
+            ratio = f"{own['rate'] / row['rate']:.3g}×" if row and row is not own else "–"
+            line += f"{ratio:>{width}}"
+        lines.append(line)
     lines.append("(native rate; then how many times that of each other variant)")
     asked = [(row, goal) for row in rows for goal in row["goals"]]
     if asked:

@@ -66,6 +66,12 @@ inline void after_launch(cudaStream_t stream, const char* name) {
   if (synchronous()) cuda_check(cudaStreamSynchronize(stream), name, __FILE__, __LINE__);
 }
 
+// The one place where kernels are launched; tests/cuda_emulation.h puts a CPU in its place.
+#ifndef PYSAMP_LAUNCH
+#define PYSAMP_LAUNCH(kernel, blocks, threads, shared, stream, ...) \
+  kernel<<<blocks, threads, shared, stream>>>(__VA_ARGS__)
+#endif
+
 template <class F> __global__ void for_each_kernel(int64_t n, F f) {
   for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n;
        i += int64_t(gridDim.x) * blockDim.x)
@@ -78,7 +84,8 @@ template <class F> void for_each(const Device& device, int64_t n, F f) {
   DeviceGuard guard(device);
   const int64_t blocks = (n + 255) / 256;
   const auto stream = static_cast<cudaStream_t>(device.stream);
-  for_each_kernel<<<unsigned(blocks < 65536 ? blocks : 65536), 256, 0, stream>>>(n, f);
+  auto* kernel = for_each_kernel<F>;
+  PYSAMP_LAUNCH(kernel, unsigned(blocks < 65536 ? blocks : 65536), 256, 0, stream, n, f);
   after_launch(stream, "for_each");
 }
 
@@ -138,7 +145,7 @@ template <class S, int G> struct ThreadGroup {
         count += __shfl_xor_sync(0xffffffffu, count, half, G);
       return count;
     } else {
-      __shared__ S sum;
+      static __shared__ S sum;
       if (threadIdx.x == 0) sum = S(0);
       __syncthreads();
       atomicAdd(&sum, count);
@@ -196,17 +203,17 @@ void launch_chains(const Device& device, int64_t n_rows, uint32_t first_chain, i
   while (groups > 1 && groups * G > 32 && groups * bytes > limit / 2) groups /= 2;
   const int64_t blocks = (n_rows + groups - 1) / groups;
   S* workspace = nullptr;
+  auto* kernel = chains_kernel<S, G, Driver>;
   int64_t shared = groups * bytes;
   if (shared > limit) {  // too large for the chip: the same code on a global workspace
     shared = 0;
     CUDA_CHECK(
         cudaMallocAsync(reinterpret_cast<void**>(&workspace), blocks * groups * bytes, stream));
   } else if (shared > 48 * 1024) {
-    CUDA_CHECK(cudaFuncSetAttribute(chains_kernel<S, G, Driver>,
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
   }
-  chains_kernel<S, G, Driver><<<unsigned(blocks), groups * G, size_t(shared), stream>>>(
-      driver, n_rows, first_chain, reals, workspace);
+  PYSAMP_LAUNCH(kernel, unsigned(blocks), groups * G, size_t(shared), stream, driver, n_rows,
+                first_chain, reals, workspace);
   after_launch(stream, "chains");
   if (workspace) CUDA_CHECK(cudaFreeAsync(workspace, stream));
 }

@@ -28,7 +28,6 @@ app = typer.Typer(
     name="pysamp",
     help="Sampling of unnormalised densities: statistical physics, Bayes, mixtures.",
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -43,7 +42,7 @@ class FailedError(Exception):
 
 def main(args: list[str] | None = None) -> int:
     """Run a command line and return its exit code."""
-    args = list(sys.argv[1:] if args is None else args)
+    args = list(sys.argv[1:] if args is None else args) or ["--help"]
     debug = "--debug" in args
     if debug:  # accepted anywhere on the line
         args = ["--debug", *(a for a in args if a != "--debug")]
@@ -183,7 +182,9 @@ def _resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise FailedError(f"interrupted; go on with: pysamp resume {folder}") from None
+        begun = (folder / "manifest.json").exists()
+        hint = f"go on with: pysamp resume {folder}" if begun else "nothing was saved yet"
+        raise FailedError(f"interrupted; {hint}") from None
 
 
 def _conclude(samples: Any, folder: Path) -> int:

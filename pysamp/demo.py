@@ -11,16 +11,22 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pysamp import _native
+from pysamp.mcmc.base import Kernel
 from pysamp.mcmc.hmc import HMC
 from pysamp.mcmc.langevin import MALA
 from pysamp.mcmc.tempering import ParallelTempering
 from pysamp.plots import plot_demo
-from pysamp.sampling import sample
 from pysamp.samples import Samples
+from pysamp.sampling import sample
 from pysamp.targets.phi4 import Phi4Chain
 from pysamp.verdict import MIN_ESS, RHAT_BAD, RHAT_GOOD, Z_LIMIT
 
@@ -38,6 +44,7 @@ class Size:
 
     chains: int = 64  # of the local samplers
     draws: int = 500
+    thin: int = 100  # of MALA, whose steps are short
     warmup: int = 3000
     tempered_chains: int = 4
     tempered_draws: int = 10_000
@@ -46,56 +53,61 @@ class Size:
 
 
 FULL = Size()
+TENTH = Size(warmup=300, thin=10, tempered_draws=1000, tempered_warmup=100)  # for pure torch
+THREADS = 1  # a call does 0.3 ms of work: waking a second thread costs as much as it saves
 
 
 def demo(
-    out: str | Path, *, seed: int = 0, size: Size = FULL, progress: bool = True
+    out: str | Path, *, seed: int = 0, size: Size | None = None, progress: bool = True
 ) -> dict[str, Any]:
-    """Run the samplers into the folder `out`, with a figure, and return their numbers and the exact ones.
+    """Run the samplers into the folder `out`, with a figure; return their numbers and the exact ones.
 
-    "ok" is True if both local samplers were reported as unmixed, and the tempered one was not and
-    agrees with every exact value within 4 of its standard errors. Raises FileExistsError if `out`
-    holds anything but an earlier demonstration.
+    "ok" is True if both local samplers were reported as unmixed, and the tempered one agrees with
+    every exact value within 4 of its standard errors. Without native kernels a tenth is drawn.
+    Raises FileExistsError if `out` holds anything but an earlier demonstration.
     """
+    if size is None:
+        size = FULL if _native.backend_name() == "native" else TENTH
     out = Path(out)
     _clear(out)
     target = Phi4Chain(n_sites=100, a=0.1, beta=20.0, h=0.0025)
     local = {"n_chains": size.chains, "n_draws": size.draws, "warmup": size.warmup}
     hmc = HMC(n_leapfrog=24)
-    plan: dict[str, tuple[Any, dict[str, int]]] = {
-        "MALA": (MALA(), {**local, "thin": 100}),
-        "HMC": (hmc, {**local, "thin": 4}),
-        "tempered HMC": (
-            ParallelTempering(hmc, n_rungs=size.n_rungs, beta_min=0.2, swap_every=4),
-            {
-                "n_chains": size.tempered_chains,
-                "n_draws": size.tempered_draws,
-                "warmup": size.tempered_warmup,
-            },
-        ),
+    tempered = ParallelTempering(hmc, n_rungs=size.n_rungs, beta_min=0.2, swap_every=4)
+    long = {
+        "n_chains": size.tempered_chains,
+        "n_draws": size.tempered_draws,
+        "warmup": size.tempered_warmup,
     }
+    plan: tuple[tuple[str, Kernel, dict[str, Any]], ...] = (
+        ("MALA", MALA(), {**local, "thin": size.thin}),
+        ("HMC", hmc, {**local, "thin": 4}),
+        ("tempered HMC", tempered, long),
+    )
     results: dict[str, Samples] = {}
     rows = []
-    for name, (sampler, sizes) in plan.items():
-        folder = out / name.replace(" ", "-").lower()
-        results[name] = sample(target, sampler, **sizes, seed=seed, out=folder, progress=progress)
-        rows.append(_row(name, results[name], folder))
-    plot_demo(results, out / "demo.png")
+    with _threads(THREADS):
+        for name, sampler, sizes in plan:
+            folder = out / _FOLDERS[name]
+            sizes |= {"seed": seed, "out": folder, "progress": progress}
+            results[name] = sample(target, sampler, **sizes)
+            rows.append(_row(name, results[name], folder))
+        plot_demo(results, out / "demo.png")
 
     exact = {
         "weight_plus": target.exact.weight_plus,
         "mid_square": target.exact.mid_square,
         "energy": target.exact.energy / target.n_sites,
     }
-    *locals_, tempered = rows
-    flagged = all(row["rhat_max"] > RHAT_BAD and row["verdict"] for row in locals_)
+    flagged = all(row["rhat_max"] > RHAT_BAD and row["verdict"] for row in rows[:-1])
     agrees = all(
-        abs(tempered[key] - value) <= Z_LIMIT * tempered[f"{key}_error"]
+        abs(rows[-1][key] - value) <= Z_LIMIT * rows[-1][f"{key}_error"]
         for key, value in exact.items()
     )
     return {
         "target": repr(target),
         "seed": seed,
+        "backend": _native.backend_name(),
         "exact": exact,
         "rows": rows,
         "folder": str(out),
@@ -106,11 +118,24 @@ def demo(
     }
 
 
+_FOLDERS = {"MALA": "mala", "HMC": "hmc", "tempered HMC": "tempered-hmc"}
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _clear(out: Path) -> None:
     """Make the folder; one that an earlier demonstration wrote is emptied."""
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARK).exists())):
         raise FileExistsError(f"out={out} exists and was not written by the demonstration")
-    for folder in ("mala", "hmc", "tempered-hmc"):
+    for folder in _FOLDERS.values():
         shutil.rmtree(out / folder, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).write_text("Written by `pysamp demo`, which overwrites this folder.\n")
@@ -181,6 +206,8 @@ def text(report: dict[str, Any]) -> str:
     last = rows[-1]["folder"]
     lines += ["", f"runs saved: {report['folder']}   figure: {report['figure']}"]
     lines.append(f"look: pysamp summary {last}   after an interruption: pysamp resume {last}")
+    if report["backend"] == "torch":
+        lines.append("pure torch, without native kernels: a tenth of the draws; see pysamp doctor")
     if not report["local_flagged"]:
         lines.append("FAILED: a local sampler was not reported as unmixed")
     if not report["tempered_agrees"]:

@@ -53,7 +53,7 @@ def chain_score(target: Phi4Chain) -> Callable[[Tensor], Tensor]:
 def mixture_energy(target: GaussianMixture, like: Tensor) -> Energy:
     """A diagonal mixture in the direct form, the arithmetic of the kernel."""
     k, d = target.means.shape
-    params = torch.tensor(target.native.params).to(like)
+    params = torch.tensor(target.native.params, dtype=like.dtype, device=like.device)
     log_scale, mean, precision = params.split([k, k * d, k * d])
     mean, precision = mean.reshape(k, d), precision.reshape(k, d)
 
@@ -71,7 +71,7 @@ def mixture_energy(target: GaussianMixture, like: Tensor) -> Energy:
 def expanded_mixture_energy(target: GaussianMixture, like: Tensor) -> Energy:
     """The same with expanded squares: two matrix products, and digits lost far from the origin."""
     k, d = target.means.shape
-    params = torch.tensor(target.native.params).to(like)
+    params = torch.tensor(target.native.params, dtype=like.dtype, device=like.device)
     log_scale, mean, precision = params.split([k, k * d, k * d])
     mean, precision = mean.reshape(k, d), precision.reshape(k, d)
     scaled = precision * mean  # (k, d)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pysamp import exact
+from pysamp import metrics
 from pysamp.samples import Samples
 from pysamp.summary import scalars
-from pysamp.target import HasModes, HasObservables, HasSampler, Target
+from pysamp.target import HasObservables, HasSampler, Target
 from pysamp.targets.phi4 import Phi4Chain
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = (
@@ -35,8 +36,8 @@ BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = (
 )
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 EXACT = "#000000"
-N_TRACES = 6  # chains drawn; more of them hide each other
-N_POINTS = 1000  # of a trace; a page has no more columns
+N_TRACES = 4  # chains drawn; more of them hide each other
+N_POINTS = 400  # of a trace; with more of them a chain that moves fast is a block of colour
 N_EXACT = 50_000  # exact draws for a reference histogram: 1 % in a bin of weight 0.2
 N_LAST = 150  # draws of a trace in which single changes of phase can be seen
 N_DOTS = 5000  # of a scatter plot
@@ -46,7 +47,11 @@ _SYMBOLS = {
     "phi_mid": r"$\phi_{\mathrm{mid}}$",
     "energy": "energy per site",
     "log_prob": r"$\log p$ (unnormalised)",
-    "magnetisation": r"magnetisation $m$",
+    "phi_mid²": r"$\phi_{\mathrm{mid}}^2$",
+    "phi²": r"$\phi^2$ per site",
+    "magnetisation": "magnetisation $m$",
+    "|magnetisation|": "$|m|$",
+    "magnetisation²": "$m^2$",
 }
 
 
@@ -62,35 +67,31 @@ def plot_samples(samples: Samples, path: str | os.PathLike, target: Target | Non
     summary = samples.summary(target)
     weight = _weight(samples)
 
-    figure = Figure(figsize=(11, 7.2), layout="constrained")
-    figure.suptitle(summary.title, fontsize=12, x=0.01, ha="left", weight="bold")
-    axes = figure.subplots(2, 3)
-    first, second = names[0], names[1] if len(names) > 1 else None
-
+    panels: list[Callable[[Axes], None]] = []
     if samples.n_draws > 1:
-        _traces(axes[0, 0], series[first], first, BLUE)
-    else:
-        _histogram(axes[0, 0], samples.log_prob, weight, "log_prob", BLUE)
-    _marginal(axes[0, 1], series[first], weight, first, target)
+        panels += [
+            partial(_traces, series=series[n], name=n, colour=c) for n, c in zip(names, CYCLE)
+        ]
+        panels = panels[:2]
+    panels += [
+        partial(_marginal, series=series[n], weight=weight, name=n, target=target)
+        for n in names[:2]
+    ]
     if samples.event_shape == (2,):
-        _plane(axes[0, 2], samples, target)
-    elif second is not None:
-        _marginal(axes[0, 2], series[second], weight, second, target)
-    else:
-        axes[0, 2].set_axis_off()
-
-    if samples.n_draws > 1 and second is not None:
-        _traces(axes[1, 0], series[second], second, GREEN)
-    else:
-        axes[1, 0].set_axis_off()
+        panels[-1] = partial(_plane, samples=samples, target=target)
     if summary.modes:
-        _modes(axes[1, 1], summary.modes)
-    else:
-        _acceptance(axes[1, 1], samples)
+        panels.append(partial(_modes, modes=summary.modes))
+    elif _many(samples.info.get("accept")):
+        panels.append(partial(_acceptance, accept=samples.info["accept"]))
     if samples.n_draws >= 4:
-        _autocorrelation(axes[1, 2], {n: series[n] for n in names[:4]})
-    else:
-        axes[1, 2].set_axis_off()
+        panels.append(partial(_autocorrelation, series={n: series[n] for n in names[:4]}))
+
+    columns = (len(panels) + 1) // 2
+    figure = Figure(figsize=(max(7.4, 3.7 * columns), 7.2), layout="constrained")
+    figure.suptitle(summary.title, fontsize=12, x=0.01, ha="left", weight="bold")
+    # Down the columns: the trace of a quantity stands above that of the next, as do the marginals.
+    for i, panel in enumerate(panels):
+        panel(figure.add_subplot(2, columns, i // 2 + 1 + columns * (i % 2)))
     _verdict(figure, summary.verdict)
     _save(figure, path)
 
@@ -154,7 +155,7 @@ def _histogram(
         label=label,
         **(style or {"alpha": 0.55}),
     )
-    _label(ax, "", _symbol(name), "density")
+    _label(ax, "marginal", _symbol(name), "density")
 
 
 def _plane(ax: Axes, samples: Samples, target: Target | None) -> None:
@@ -193,11 +194,11 @@ def _modes(ax: Axes, modes: list[dict[str, Any]]) -> None:
     _legend(ax)
 
 
-def _acceptance(ax: Axes, samples: Samples) -> None:
-    accept = samples.info.get("accept")
-    if not isinstance(accept, Tensor) or accept.numel() < 2:
-        ax.set_axis_off()
-        return
+def _many(accept: Any) -> bool:
+    return isinstance(accept, Tensor) and accept.numel() > 1
+
+
+def _acceptance(ax: Axes, accept: Tensor) -> None:
     ax.hist(_array(accept).ravel(), bins=40, range=(0, 1), color=ORANGE, alpha=0.8)
     ax.set_xlim(0, 1)
     _label(ax, "acceptance over chains", "mean acceptance", "chains")
@@ -205,10 +206,12 @@ def _acceptance(ax: Axes, samples: Samples) -> None:
 
 def _autocorrelation(ax: Axes, series: Mapping[str, Tensor]) -> None:
     """Around the mean of all chains, so that chains stuck in different places stay correlated."""
-    for (name, values), colour in zip(series.items(), CYCLE, strict=False):
-        rho = _autocorrelations(values)
-        if rho is not None:
-            ax.plot(np.arange(len(rho)), rho, color=colour, lw=1.4, label=_symbol(name))
+    found = {name: _autocorrelations(values) for name, values in series.items()}
+    curves = {name: rho for name, rho in found.items() if rho is not None}
+    end = max((_decayed(rho) for rho in curves.values()), default=1)
+    styles = ("-", "--", "-.", ":")  # observables of one thing often decay alike
+    for (name, rho), colour, style in zip(curves.items(), CYCLE, styles, strict=False):
+        ax.plot(rho[:end], style, color=colour, lw=1.6, label=_symbol(name))
     ax.axhline(0, color="#999999", lw=0.8)
     ax.set_ylim(-0.15, 1.05)
     ax.set_xlim(left=0)
@@ -217,7 +220,7 @@ def _autocorrelation(ax: Axes, series: Mapping[str, Tensor]) -> None:
 
 
 def _autocorrelations(series: Tensor) -> np.ndarray | None:
-    """rho(lag) of (chain, draw), up to where it has stayed below 0.02 or half the chain."""
+    """rho(lag) of (chain, draw) for lags below half a chain; None for a constant or broken series."""
     x = _array(series)
     x = x - x.mean()
     variance = float((x * x).mean())
@@ -227,10 +230,13 @@ def _autocorrelations(series: Tensor) -> np.ndarray | None:
     length = 1 << (2 * n - 1).bit_length()  # zero padded: lags do not wrap
     power = np.abs(np.fft.rfft(x, length, axis=1)) ** 2
     covariance = np.fft.irfft(power.mean(0), length)[: n // 2]
-    rho = covariance / (variance * (n - np.arange(n // 2)))
-    small = np.flatnonzero(np.abs(rho) < 0.02)
-    end = max(20, 3 * int(small[0])) if len(small) else n // 2
-    return rho[:end]
+    return covariance / (variance * (n - np.arange(n // 2)))
+
+
+def _decayed(rho: np.ndarray) -> int:
+    """Lags worth showing: twice the first at which rho is below 0.05, and 20 at least."""
+    small = np.flatnonzero(rho < 0.05)
+    return min(len(rho), max(20, 2 * int(small[0]))) if len(small) else len(rho)
 
 
 # ---------------------------------------------------------------------------- plain and tempered chain
@@ -242,7 +248,7 @@ def plot_demo(results: Mapping[str, Samples], path: str | os.PathLike) -> None:
     target = next(iter(results.values())).target
     if not isinstance(target, Phi4Chain):
         raise ValueError(f"results must carry a Phi4Chain, got {type(target).__name__}")
-    reference = exact.phi4_chain(target.n_sites, target.a, target.beta, target.h)
+    weight_plus = target.exact.weight_plus
     colours = dict(zip(results, (VERMILLION, BLUE, GREEN, PURPLE), strict=False))
     mid = target.n_sites // 2
     top = 1.15 * max(float(_array(s.x[:, :, mid]).max()) for s in results.values())
@@ -250,7 +256,7 @@ def plot_demo(results: Mapping[str, Samples], path: str | os.PathLike) -> None:
     figure = Figure(figsize=(11, 7.4), layout="constrained")
     figure.suptitle(
         f"φ⁴ chain, {target.n_sites} sites: two phases, of weight "
-        f"{reference.weight_plus:.4f} (φ > 0) and {1 - reference.weight_plus:.4f}",
+        f"{weight_plus:.4f} (φ > 0) and {1 - weight_plus:.4f}",
         fontsize=12,
         x=0.01,
         ha="left",
@@ -277,7 +283,7 @@ def plot_demo(results: Mapping[str, Samples], path: str | os.PathLike) -> None:
     _label(ax, "marginal of the middle site", _symbol("phi_mid"), "density")
     _legend(ax, ncols=2)
 
-    _demo_weights(figure.add_subplot(grid[1, 2:4]), results, colours, reference.weight_plus)
+    _demo_weights(figure.add_subplot(grid[1, 2:4]), results, colours, target)
     _fields(figure.add_subplot(grid[1, 4:6]), list(results.values())[-1], target)
     _save(figure, path)
 
@@ -289,21 +295,21 @@ def _mid_traces(ax: Axes, samples: Samples, mid: int, name: str, colour: str) ->
     changes = int((positive[:, 1:] != positive[:, :-1]).sum())
     _traces(ax, series[:, -N_LAST:], "phi_mid", colour, most=4)
     ax.axhline(0, color="#999999", lw=0.8)
-    title = f"{name}: {changes:,} changes of phase in {series.numel():,} draws"
-    _label(ax, title, f"last {min(N_LAST, series.shape[1])} draws, 4 of {len(series)} chains", "")
-    ax.set_ylabel(_symbol("phi_mid"), fontsize=10)
+    shown = (
+        f"last {min(N_LAST, series.shape[1])} draws, {min(4, len(series))} of {len(series)} chains"
+    )
+    _label(ax, f"{name}: {changes:,} changes of phase", shown, _symbol("phi_mid"))
 
 
 def _demo_weights(
-    ax: Axes, results: Mapping[str, Samples], colours: Mapping[str, str], weight_plus: float
+    ax: Axes, results: Mapping[str, Samples], colours: Mapping[str, str], target: Phi4Chain
 ) -> None:
-    top = weight_plus
+    weight_plus = top = target.exact.weight_plus
     for i, (name, samples) in enumerate(results.items()):
-        plus = samples.summary().modes[1]  # mode 1 is the positive phase
-        ax.errorbar(
-            [i], [plus["weight"]], [plus["error"]], fmt="o", color=colours[name], ms=7, capsize=5
-        )
-        top = max(top, plus["weight"] + plus["error"])
+        weights, errors = metrics.mode_weights(samples, target)
+        plus, error = float(weights[1]), float(errors[1])  # mode 1 is the positive phase
+        ax.errorbar([i], [plus], [error], fmt="o", color=colours[name], ms=7, capsize=5)
+        top = max(top, plus + error)
     ax.axhline(weight_plus, color=EXACT, lw=1.4, label=f"exact {weight_plus:.4f}")
     ax.set_xticks(range(len(results)), list(results))
     ax.set_xlim(-0.6, len(results) - 0.4)
@@ -327,8 +333,7 @@ def _fields(ax: Axes, samples: Samples, target: Phi4Chain) -> None:
 
 # ---------------------------------------------------------------------------- exact answers
 def _mid_density(target: Phi4Chain) -> tuple[np.ndarray, np.ndarray]:
-    reference = exact.phi4_chain(target.n_sites, target.a, target.beta, target.h)
-    return _array(reference.mid_grid), _array(reference.mid_density)
+    return _array(target.exact.mid_grid), _array(target.exact.mid_density)
 
 
 def _exact_density(name: str, target: Target | None) -> tuple[np.ndarray, np.ndarray] | None:

@@ -107,9 +107,13 @@ def of_problem(
 
     def observe(x: Tensor) -> dict[str, Tensor]:
         x = x.to(x0)
-        moved = ((x - x0) ** 2).flatten(1).mean(1)
-        square = (x**2).flatten(1).mean(1)
-        return {"displacement": moved, "square": square, "log p": target.log_prob(x)}
+        return {
+            "displacement": ((x - x0) ** 2).flatten(1).mean(1),
+            # the share of numbers never moved: what tells acceptances apart
+            "rest": torch.isclose(x, x0, rtol=1e-6, atol=1e-7).flatten(1).double().mean(1),
+            "square": (x**2).flatten(1).mean(1),
+            "log p": target.log_prob(x),
+        }
 
     dtype = str(x0.dtype).removeprefix("torch.")
     variants = [Variant("torch", problem.run("torch"), steps[0], dtype=dtype)]
@@ -209,9 +213,6 @@ def quick(
         "cases": rows,
         "seconds": round(time.perf_counter() - begin, 1),
     }
-
-
-main = quick  # what the command line calls
 
 
 @contextlib.contextmanager

@@ -242,12 +242,11 @@ def samplers() -> dict[str, Maker]:
     """Name -> class of every public kernel (it has `step`) and sampler (sample takes a target)."""
     import pysamp
 
-    found = {}
+    found: dict[str, Maker] = {}
     for name, value in _public(pysamp):
         if inspect.isclass(value) and not getattr(value, "_is_protocol", False):
-            draws = (
-                _defines(value, "sample") and "target" in inspect.signature(value.sample).parameters
-            )
+            draw = getattr(value, "sample", None)
+            draws = draw is not None and "target" in inspect.signature(draw).parameters
             if draws or _defines(value, "step"):
                 found[name] = value
     return found
@@ -265,9 +264,9 @@ _CAPABILITIES = {
 }
 
 
-def capabilities(cls: type) -> list[str]:
+def capabilities(cls: type | None) -> list[str]:
     """What targets of a class offer besides log p, in words."""
-    members = {*dir(cls), *inspect.get_annotations(cls)}
+    members = {*dir(cls), *getattr(cls, "__annotations__", {})}
     return [words for member, words in _CAPABILITIES.items() if member in members]
 
 
@@ -278,7 +277,9 @@ def citation(method: str) -> tuple[str, str]:
     """
     import pysamp
 
-    known = {name: inspect.getmodule(made_by(m) or m) for name, m in _parts().items()}
+    known: dict[str, Any] = {
+        name: inspect.getmodule(made_by(m) or m) for name, m in _parts().items()
+    }
     for package in ("mcmc", "samplers", "targets", "theory", "nets"):
         for folder in pysamp.__path__:
             for info in pkgutil.iter_modules([str(Path(folder) / package)]):
@@ -326,7 +327,7 @@ def _build(spec: Any, key: Key, known: Mapping[str, Maker], kind: str) -> Any:
 
 def _hints(make: Maker) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(make.__init__ if inspect.isclass(make) else make)  # type: ignore[misc]
+        return typing.get_type_hints(make.__init__ if inspect.isclass(make) else make)
     except NameError:  # an annotation imported for the type checker only
         return {}
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pysamp import _native, ops
 from pysamp import __version__ as version
+from pysamp import _native, ops
 
 WIDTH = 100
 BUILD = "pip install --force-reinstall --no-deps ."  # in the source tree

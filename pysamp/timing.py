@@ -47,28 +47,40 @@ class Case:
     check_steps: int = 3
 
 
-def check(case: Case) -> None:
-    """Raise DisagreementError unless every variant gives what the first one gives."""
+def check(case: Case) -> dict[str, float]:
+    """Raise DisagreementError unless every variant gives what the first one gives.
+
+    Returns the wall seconds of these runs, the first of each variant: compilation is in them.
+    """
     definition, *others = case.variants
-    expected = _tensors(definition.run(case.check_steps))
+    first: dict[str, float] = {}
+
+    def run(variant: Variant) -> list[Tensor]:
+        begin = time.perf_counter()
+        result = variant.run(case.check_steps)
+        parts = result if isinstance(result, tuple) else (result,)
+        tensors = [torch.as_tensor(part) for part in parts]
+        if tensors[0].is_cuda:
+            torch.cuda.synchronize(tensors[0].device)
+        first[variant.name] = time.perf_counter() - begin
+        return tensors
+
+    expected = run(definition)
     if not all(bool(torch.isfinite(t).all()) for t in expected):
         raise DisagreementError(f"{case.name}: {definition.name} gives numbers that are not finite")
     for variant in others:
-        found = _tensors(variant.run(case.check_steps))
+        found = run(variant)
         where = f"{case.name}: {variant.name} against {definition.name}"
         if [f.shape for f in found] != [e.shape for e in expected]:
             shapes = [tuple(t.shape) for t in (*found, *expected)]
             raise DisagreementError(f"{where}: shapes {shapes}")
+        found = [f.to(e.device) for f, e in zip(found, expected, strict=True)]
         if variant.agree == "law":
             _check_law(case.observe(found[0]), case.observe(expected[0]), where)
         else:
             for f, e in zip(found, expected, strict=True):
                 _check_rows(f, e, where, exact=variant.agree == "equal")
-
-
-def _tensors(result: Any) -> list[Tensor]:
-    parts = result if isinstance(result, tuple) else (result,)
-    return [torch.as_tensor(part) for part in parts]
+    return first
 
 
 def _check_rows(found: Tensor, expected: Tensor, where: str, *, exact: bool) -> None:
@@ -107,7 +119,6 @@ class Timing:
     wall: tuple[float, ...]
     clock: Literal["cpu", "wall", "cuda events"]
     calls: int  # in one repeat
-    first: float  # wall seconds of the very first call: compilation is in it
 
     def quartiles(self) -> tuple[float, float, float]:
         """Lower quartile, median, upper quartile."""
@@ -129,9 +140,9 @@ def interleave(
     clock: Literal["cpu", "wall", "cuda events"] = (
         "cuda events" if device.type == "cuda" else "cpu" if single else "wall"
     )
-    first, calls = {}, {}
+    calls = {}
     for name, run in runs.items():
-        first[name] = _time(run, 1, device)[1]
+        run()  # to warm up
         once = min(_time(run, 1, device)[1] for _ in range(2))
         calls[name] = max(1, min(100_000, math.ceil(seconds / max(once, 1e-9))))
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
@@ -146,7 +157,6 @@ def interleave(
             tuple(wall / calls[name] for _, wall in pairs),
             clock,
             calls[name],
-            first[name],
         )
         for name, pairs in samples.items()
     }

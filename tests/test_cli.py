@@ -181,7 +181,7 @@ def test_input_errors_are_one_line_and_exit_code_2(capsys, tiny, tmp_path):
         (["plot", tmp_path / "nowhere"], "nowhere"),
         (["cite", "MALLA"], "did you mean MALA?"),
         (["demo", "--out", tmp_path / "taken"], "was not written by the demonstration"),
-        (["demo", "--seed", "-1"], "-1"),
+        (["demo", "--seed", "-1"], "--seed"),
         (["run"], "FILE"),
         (["no-such-command"], "no-such-command"),
         (["run", tiny, "--no-such-option"], "--no-such-option"),
@@ -194,6 +194,12 @@ def test_input_errors_are_one_line_and_exit_code_2(capsys, tiny, tmp_path):
         assert err.count("\n") == 1, (args, err)
         assert word in err, (args, err)
     assert (tmp_path / "taken" / "notes.txt").read_text() == "mine"
+
+
+def test_no_arguments_show_the_help(capsys):
+    code, out, err = call(capsys)
+    assert (code, err) == (0, "")
+    assert "Usage: pysamp" in out
 
 
 def test_debug_shows_the_traceback(capsys, tmp_path):
@@ -250,7 +256,7 @@ def test_run_summary_plot_resume(capsys, tiny, tmp_path):
     assert found["n_draws"] == 80
     samples = store.read(folder)
     rows = {row["name"]: row for row in found["rows"]}
-    assert rows["x"]["mean"] == pytest.approx(float(samples.x.mean()), rel=1e-12)
+    assert rows["x[0]"]["mean"] == pytest.approx(float(samples.x.mean()), rel=1e-12)
     assert len(found["modes"]) == 2  # the target was rebuilt from the folder
 
     code, text, _ = call(capsys, "plot", folder)
@@ -469,7 +475,17 @@ def test_help_needs_no_torch():
     )
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
-    for command in "doctor demo run resume summary plot bench targets cite".split():
+    for command in (
+        "doctor",
+        "demo",
+        "run",
+        "resume",
+        "summary",
+        "plot",
+        "bench",
+        "targets",
+        "cite",
+    ):
         assert re.search(rf"^  {command} ", done.stdout, re.MULTILINE), command
 
 

@@ -1,0 +1,142 @@
+"""The CUDA kernels without a device: their sources on an emulated grid equal torch to the last bit.
+
+Threads are fibres that switch at barriers (cuda_emulation.h); shared memory starts as NaN. What this
+cannot see is what only hardware has: races between barriers, launch limits, the device's rounding.
+"""
+
+import importlib.util
+import pathlib
+import shutil
+import subprocess
+import sysconfig
+
+import pytest
+import torch
+from op_samples import LEVEL, SAMPLES
+from test_chains import TARGETS, assert_same_info, assert_same_state, kernels, start
+
+import pysamp
+from pysamp import _native, ops, rng
+from pysamp.mcmc import HMC, MALA, Metropolis
+from pysamp.target import Tempered, Tilted
+from pysamp.targets import EightGaussians, GaussianMixture, Phi4, Phi4Chain
+
+pytestmark = pytest.mark.slow
+
+HERE = pathlib.Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    source = HERE.parent / "csrc"
+    compiler = shutil.which("g++")
+    if compiler is None or not source.is_dir():
+        pytest.skip("needs g++ and the sources")
+    import pybind11
+
+    folder = tmp_path_factory.mktemp("emulated")
+    common = [compiler, "-std=gnu++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w",
+              "-DPYSAMP_NS=pysamp_emulated", f"-I{source}", "-c"]  # fmt: skip
+    jobs = [
+        [*common, "-include", str(HERE / "cuda_emulation.h"), str(source / f"{name}.cpp"), "-o",
+         str(folder / f"{name}.o")]
+        for name in ("rng", "chains_phi4", "chains_mixture")
+    ]  # fmt: skip
+    jobs.append(
+        [*common, "-DPYSAMP_MODULE=_emulated", f"-I{sysconfig.get_path('include')}",
+         f"-I{pybind11.get_include()}", str(source / "bindings.cpp"), "-o", str(folder / "bindings.o")]
+    )  # fmt: skip
+    for job in [subprocess.Popen(job) for job in jobs]:
+        assert job.wait() == 0
+    library = folder / f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
+    objects = [str(folder / f"{n}.o") for n in ("rng", "chains_phi4", "chains_mixture", "bindings")]
+    subprocess.run([compiler, "-shared", *objects, "-o", str(library)], check=True)
+    spec = importlib.util.spec_from_file_location("_emulated", library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def on_emulator(emulated, monkeypatch):
+    monkeypatch.setattr(_native, "_cpu", emulated)
+    monkeypatch.setattr(_native, "_backend", "native")
+
+
+@pytest.mark.parametrize("name", sorted(ops.TABLE))
+def test_ops(name, dtype, on_emulator):
+    for label, arguments in SAMPLES[name](torch.device("cpu"), dtype):
+        found, expected = ops.TABLE[name](*arguments), ops.TABLE[name].reference(*arguments)
+        if not isinstance(found, tuple):
+            found, expected = (found,), (expected,)
+        for f, e in zip(found, expected, strict=True):
+            if LEVEL[name] == "equal":
+                assert torch.equal(f, e), label
+            else:
+                torch.testing.assert_close(f, e, msg=label)
+
+
+SMALL = {
+    **{name: TARGETS[name] for name in ("odd chain", "2-d odd", "3-d", "ring", "open")},
+    "one site": Phi4Chain(1),
+    "two sites": Phi4Chain(2),
+    "eight sites": Phi4((8,), 0.3, 0.1),
+    "nine sites": Phi4Chain(9),
+    "wide": Phi4((24, 23), 0.25, 0.1),  # blocks of 256 threads sweep it
+}
+
+
+@pytest.mark.parametrize("name", sorted(kernels(TARGETS["chain"])))
+@pytest.mark.parametrize("target", SMALL.values(), ids=SMALL.keys())
+def test_chains(name, target, dtype, on_emulator):
+    kernel = kernels(target)[name]
+    state = start(kernel, target, "cpu", dtype, n_chains=5)
+    found, info = kernel.step(target, state, 4, thin=2)
+    assert not torch.equal(found.x, state.x)
+    with pysamp.backend("torch"):
+        expected, expected_info = kernel.step(target, state, 4, thin=2)
+    assert_same_state(found, expected)
+    assert_same_info(info, expected_info)
+
+
+@pytest.mark.parametrize("name", ["MALA", "ULA", "HMC", "Metropolis all", "Metropolis site"])
+def test_tempered_and_tilted_chains(name, dtype, on_emulator):
+    base = TARGETS["2-d odd"]
+    kernel = kernels(base)[name]
+    beta = rng.uniform((5, 1), seed=8, dtype=dtype)[:, 0] + 0.5
+    centre = rng.normal((5, *base.event_shape), seed=8, dtype=dtype)
+    target = Tilted(Tempered(base, beta), centre, 5 * beta)
+    state = start(kernel, target, "cpu", dtype, n_chains=5)
+    found, info = kernel.step(target, state, 4, thin=2)
+    with pysamp.backend("torch"):
+        expected, expected_info = kernel.step(target, state, 4, thin=2)
+    assert_same_state(found, expected)
+    assert_same_info(info, expected_info)
+
+
+def test_fields_too_large_for_shared_memory(on_emulator):
+    """More than 227 KB a chain: the same kernel works in a global workspace."""
+    target = Phi4((15_000,), 0.3, 0.1)
+    for kernel in (MALA(0.02), HMC(0.1, 2)):
+        state = start(kernel, target, "cpu", torch.float32, n_chains=2)
+        found, _ = kernel.step(target, state, 2)
+        with pysamp.backend("torch"):
+            expected, _ = kernel.step(target, state, 2)
+        assert_same_state(found, expected)
+
+
+def test_mixtures(dtype, on_emulator):
+    """One to 130 dimensions, fewer and more components than are kept on chip."""
+    for k, d in [(8, 2), (3, 1), (40, 5), (2, 130)]:
+        target = (
+            EightGaussians()
+            if d == 2
+            else GaussianMixture(rng.normal((k, d), seed=1), rng.uniform((k, d), seed=2) + 0.5)
+        )
+        for kernel in (MALA(0.1), HMC(0.1, 3), Metropolis(0.3)):
+            state = start(kernel, target, "cpu", dtype, n_chains=7)
+            found, _ = kernel.step(target, state, 3)
+            with pysamp.backend("torch"):
+                expected, _ = kernel.step(target, state, 3)
+            torch.testing.assert_close(found.x, expected.x)
+            torch.testing.assert_close(found.log_prob, expected.log_prob)
