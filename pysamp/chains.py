@@ -31,7 +31,7 @@ from pysamp.mcmc.base import Info, Kernel, State, Tunable
 from pysamp.plan import BLOCK_BYTES, Plan
 from pysamp.samples import Samples
 from pysamp.tally import Checkpoint, Tally, decode, encode, merge_info
-from pysamp.target import Counted, Counts, Target
+from pysamp.target import Counted, Counts, HasNative, Target
 
 CHECKPOINT_SECONDS = 5.0  # between checkpoints: what a kill may cost, far above what saving costs
 
@@ -85,6 +85,7 @@ def _begin(
             dtype=plan.dtype,
         )
     state = kernel.init(target, x, seed=plan.seed, first_chain=first)
+    _refuse_coupled_rows(target.base, x, state.log_prob)
     tally = Tally()
     if plan.warmup:
         with show_progress(plan.warmup, "warm-up", here, show=show) as bar:
@@ -102,6 +103,21 @@ def _begin(
     tally.add(_cost(target, Counts()), 0)
     tally.seconds = clock(plan.device) - begin
     return kernel, state, tally
+
+
+def _refuse_coupled_rows(target: Target, x: Tensor, log_prob: Tensor) -> None:
+    """The density of a chain may not hang on the other chains: one row alone must give the same."""
+    if len(x) < 2 or isinstance(target, HasNative):
+        return
+    with torch.no_grad():
+        alone = float(target.log_prob(x[:1])[0])
+    together = float(log_prob[0])
+    tolerance = 1e-3 if x.dtype == torch.float32 else 1e-8  # far above what the order of sums does
+    if abs(alone - together) > tolerance * (1 + abs(together)):
+        raise ValueError(
+            f"target.log_prob of a row depends on the other rows of the batch, or is random: chain 0 "
+            f"has {together} among {len(x)} chains and {alone} alone; see pysamp.check_target"
+        )
 
 
 def _draw(

@@ -12,6 +12,7 @@ from torch import Tensor
 from pysamp import chains, plan, rng, store
 from pysamp.mcmc.base import Info, State
 from pysamp.mcmc.langevin import MALA, ULA
+from pysamp.mcmc.metropolis import Metropolis
 from pysamp.plan import Plan
 from pysamp.samples import Samples
 from pysamp.sampling import resume, sample
@@ -325,3 +326,14 @@ def test_arguments_without_meaning_for_a_sampler_are_refused():
         sample(normal_target(), Exact(), warmup=5)
     with pytest.raises(ValueError, match="thin=2 has no meaning for Exact"):
         sample(normal_target(), Exact(), thin=2)
+
+
+@pytest.mark.parametrize("kernel", [MALA(0.1), Metropolis(0.5)])
+def test_a_target_that_couples_its_rows_is_refused(kernel):
+    """A mean over the batch, as a normalisation layer would take it, makes chains depend on each other."""
+
+    def coupled(x):
+        return -((x - x.mean(0)) ** 2).sum(1)
+
+    with pytest.raises(ValueError, match="depends on the other rows of the batch"):
+        sample(coupled, kernel, event_shape=(3,), n_chains=5, n_draws=4, progress=False)
