@@ -213,8 +213,8 @@ def _sites(
     on: On, name: str, shape: tuple[int, ...], n_chains: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Bench, Problem]:
     problem = sites_problem(shape, n_chains, on.device, dtype)
-    # reference.phi4_local: neighbours 2d − 1, proposal 4, d, sum 2, quartic 4, bond 3, the rest 8
-    flops = 20.0 + 2 * len(shape)
+    # reference.phi4_local: neighbours 2d − 1, proposal 4, sum and difference 2, quartic 4, the rest 7
+    flops = 16.0 + 2 * len(shape)
     case, moved = sites_case(name, problem), _state_bytes(problem)
     # two random numbers: the proposal and the decision
     return Bench(case, flops, moved, draws=("uniform", 2)), problem
@@ -289,7 +289,7 @@ def _run_with(module: Any, run: Callable[[int], Tensor], n: int) -> Tensor:
 
 
 # ---------------------------------------------------------------------------- chains
-CHAIN_FLOPS = 22.0  # reference.phi4, value and score: Laplacian 3, φ² − 1 2, value 9, score 8
+CHAIN_FLOPS = 18.0  # reference.phi4, value and score: neighbours 1, φ² − 1 2, value 9, score 6
 MALA_FLOPS = CHAIN_FLOPS + 11  # proposal 4, |ξ|² 2, |x − x' − h score'|² 5
 
 
@@ -359,7 +359,7 @@ def ula_chain(on: On) -> Bench:
 
 def hmc_chain(on: On) -> Bench:
     problem = chain_problem(HMC(HMC_STEP, n_leapfrog=10), _chain_count(on), on.device)
-    flops = 13.0 + 4  # the score alone; momentum and position
+    flops = 8.0 + 4  # the score alone; momentum and position
     case = hmc_case("hmc_chain", problem)
     bench = Bench(case, flops, _state_bytes(problem), draws=("normal", 0.1))
     x, energy, score = problem.state.x, opponents.chain_energy(CHAIN), opponents.chain_score(CHAIN)
@@ -378,7 +378,7 @@ def metropolis_chain(on: On) -> Bench:
     problem = chain_problem(Metropolis(WIDTH, moves="all"), _chain_count(on), on.device)
     eager = opponents.random_walk(opponents.chain_log_prob(CHAIN), WIDTH, problem.state.x)
     case = of_problem("metropolis_chain", "step·dim", 100, problem, eager, (1, 50, 10))
-    flops = 4.0 + 14  # proposal, value
+    flops = 4.0 + 12  # proposal, value
     return Bench(case, flops, _state_bytes(problem), draws=("uniform", 1))
 
 

@@ -259,24 +259,20 @@ def table(rows: list[dict[str, Any]]) -> str:
     cases: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
         cases.setdefault(row["case"], {})[row["variant"]] = row
-    ours = {}
+    lines = [f"{'case':<21}{'native':>8} unit/s{'of ceiling':>12}   times the rate of"]
     for name, variants in cases.items():
-        native = [row for variant, row in variants.items() if variant.startswith("native")]
-        if native:
-            ours[name] = native[0]
-    others = list(dict.fromkeys(r["variant"] for r in rows if r is not ours.get(r["case"])))
-    width = 2 + max((len(name) for name in others), default=0)
-    head = f"{'case':<21}{'native':>8} unit/s{'of ceiling':>12}"
-    lines = [head + "".join(f"{name:>{width}}" for name in others)]
-    for name, own in ours.items():
+        ours = [row for variant, row in variants.items() if variant.startswith("native")]
+        if not ours:
+            continue
+        own = ours[0]
         fraction = f"{own['fraction']:.0%}" if own["fraction"] is not None else "–"
-        line = f"{name:<21}{si(own['rate'] * 1e9):>8}{fraction:>19}"
-        for other in others:
-            row = cases[name].get(other)
-            ratio = f"{own['rate'] / row['rate']:.3g}×" if row and row is not own else "–"
-            line += f"{ratio:>{width}}"
-        lines.append(line)
-    lines.append("(native rate; then how many times that of each other variant)")
+        ratios = (
+            f"{variant} {own['rate'] / row['rate']:.3g}"
+            for variant, row in variants.items()
+            if row is not own
+        )
+        rate = f"{si(own['rate'] * 1e9):>8}{fraction:>19}"
+        lines.append(f"{name:<21}{rate}   {', '.join(ratios)}")
     asked = [(row, goal) for row in rows for goal in row["goals"]]
     if asked:
         lines += [

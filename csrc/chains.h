@@ -295,14 +295,12 @@ template <template <class> class E, class S> struct Sites {
         const int64_t first = begin / per_block;
         g.each((end + per_block - 1) / per_block - first, [&](int64_t k) INLINE {
           const Block<R> block = g.block(key, uint32_t(first + k), uint32_t(c.step + t), stream);
-          R u[G::kSize];
-          block.uniforms(u);
-#pragma unroll
+          UNROLL
           for (int half = 0; half < per_block; ++half) {
             const int64_t rank = (first + k) * per_block + half;
             if (rank < begin || rank >= end) continue;
             const int64_t i = colours.order[rank];
-            const R v = x[i] + width * (u[2 * half] * S(2) - S(1));
+            const R v = x[i] + width * block.signed_uniform_at(2 * half);
             const R r = p.local(g, x, i, v), log_u = block.log_uniform_at(2 * half + 1);
             const auto finite = is_finite_ratio(r);
             const auto move = (log_u < r) & finite;

@@ -9,9 +9,11 @@
 #ifdef __CUDACC__
 #define HD __host__ __device__ __forceinline__
 #define INLINE
+#define UNROLL _Pragma("unroll")
 #else
 #define HD inline __attribute__((always_inline))
 #define INLINE __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
 #endif
 
 // Each instruction-set level has a namespace of its own, so that no symbol of one can serve another.

@@ -210,7 +210,8 @@ void launch_chains(const Device& device, int64_t n_rows, uint32_t first_chain, i
     CUDA_CHECK(
         cudaMallocAsync(reinterpret_cast<void**>(&workspace), blocks * groups * bytes, stream));
   } else if (shared > 48 * 1024) {
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
+    CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
   }
   PYSAMP_LAUNCH(kernel, unsigned(blocks), groups * G, size_t(shared), stream, driver, n_rows,
                 first_chain, reals, workspace);

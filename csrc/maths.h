@@ -14,9 +14,10 @@ template <class R> struct Constants;
 template <> struct Constants<float> {
   static constexpr int kMantissa = 23;
   static constexpr int32_t kMantissaMask = 0x007fffff, kBias = 127;
-  static constexpr int32_t kOne = 0x3f800000, kSqrtHalf = 0x3f3504f3;
+  static constexpr int32_t kOne = 0x3f800000, kTwo = 0x40000000, kSqrtHalf = 0x3f3504f3;
   static constexpr float kLn2Hi = 0x1.62ep-1f,
                          kLn2Lo = 0x1.0bfbe8p-15f;  // hi has 12 bits: n·hi exact
+  static constexpr float kLn2 = 0x1.62e43p-1f;
   static constexpr float kLog2e = 0x1.715476p+0f, kRound = 0x1.8p+23f;
   static constexpr float kExpLo = -87.0f, kExpHi = 88.0f;
 };
@@ -24,8 +25,10 @@ template <> struct Constants<float> {
 template <> struct Constants<double> {
   static constexpr int kMantissa = 52;
   static constexpr int64_t kMantissaMask = 0x000fffffffffffff, kBias = 1023;
-  static constexpr int64_t kOne = 0x3ff0000000000000, kSqrtHalf = 0x3fe6a09e667f3bcd;
+  static constexpr int64_t kOne = 0x3ff0000000000000, kTwo = 0x4000000000000000,
+                           kSqrtHalf = 0x3fe6a09e667f3bcd;
   static constexpr double kLn2Hi = 0x1.62e42feep-1, kLn2Lo = 0x1.a39ef35793c76p-33;
+  static constexpr double kLn2 = 0x1.62e42fefa39efp-1;
   static constexpr double kLog2e = 0x1.71547652b82fep+0, kRound = 0x1.8p+52;
   static constexpr double kExpLo = -708.0, kExpHi = 709.0;
 };
@@ -39,8 +42,7 @@ template <class R> HD R log_tail(R f, float) {
   p = p * f + 0x1.999f14p-3f;
   p = p * f + -0x1.0000cep-2f;
   p = p * f + 0x1.555554p-2f;
-  const R f2 = f * f;
-  return f - f2 * 0.5f + f2 * f * p;  // log(1+f) = f − f²/2 + f³ p(f)
+  return f + f * f * (p * f - 0.5f);  // log(1+f) = f − f²/2 + f³ p(f)
 }
 template <class R> HD R log_tail(R f, double) {
   const R s = f / (f + 2.0), z = s * s;
@@ -58,8 +60,9 @@ template <class R> HD R log_portable(R x) {
   using C = Constants<S>;
   const Int<R> i = bits(x) + (C::kOne - C::kSqrtHalf);
   const R e = to_real((i >> C::kMantissa) - C::kBias);
-  const R m = from_bits((i & C::kMantissaMask) + C::kSqrtHalf);
-  return e * C::kLn2Hi + (log_tail(m - S(1), S()) + e * C::kLn2Lo);
+  const R tail = log_tail(from_bits((i & C::kMantissaMask) + C::kSqrtHalf) - S(1), S());
+  if (sizeof(S) == 4) return e * C::kLn2 + tail;  // |e ln 2| is 0 or at least twice |tail|: no loss
+  return e * C::kLn2Hi + (tail + e * C::kLn2Lo);
 }
 
 // e^x, clamped to the range of normal numbers (0 below it); NaN counts as −∞.

@@ -15,15 +15,17 @@
 namespace PYSAMP_NS {
 
 template <class S> struct Phi4 {
-  S half_j, j, v1, v2, two_v2, v4, four_v4, z;
+  S half_j, j, v1, v4, four_v4, square,
+      linear;  // square, linear: of φ² in −log p and of φ in the score
   int64_t n, before_first, after_last;
   int n_neighbours;
   const int32_t* table;
 
   HD explicit Phi4(const Energy<S>& e)
-      : half_j(e.params[0] * S(0.5)), j(e.params[0]), v1(e.params[1]), v2(e.params[2]),
-        two_v2(e.params[2] * S(2)), v4(e.params[3]), four_v4(e.params[3] * S(4)), z(S(e.layout[1])),
-        n(e.layout[0]), before_first(e.layout[2] ? e.layout[0] - 1 : e.layout[0]),
+      : half_j(e.params[0] * S(0.5)), j(e.params[0]), v1(e.params[1]), v4(e.params[3]),
+        four_v4(e.params[3] * S(4)), square(half_j * S(e.layout[1]) + e.params[2]),
+        linear((j * S(e.layout[1]) + e.params[2] * S(2)) - four_v4), n(e.layout[0]),
+        before_first(e.layout[2] ? e.layout[0] - 1 : e.layout[0]),
         after_last(e.layout[2] ? 0 : e.layout[0]), n_neighbours(int(e.layout[1])), table(e.table) {}
 
   static void check(const Energy<S>& e, int64_t event, int64_t n_params, int64_t n_table) {
@@ -45,40 +47,36 @@ template <class S> struct Phi4 {
     if (n_neighbours == 4) return sum;
     return sum + (x[t[4]] + x[t[5]]);
   }
-  template <class R> HD R site(R v, R laplace) const {  // −log p of one site
-    const R w = v * v - S(1);
-    return v * ((laplace * half_j + v1) + v * v2) + w * w * v4;
+  // The terms of one site; those of order J cancel here, before anything is summed.
+  template <class R> HD R site(R v, R around) const {  // −log p
+    const R q = v * v, w = q - S(1);
+    return v * (v1 - around * half_j) + (q * square + w * w * v4);
   }
-  template <class R> HD R site_score(R v, R laplace) const {
-    return -((laplace * j + v1) + v * two_v2 + v * (v * v - S(1)) * four_v4);
-  }
-  template <class R> HD R laplace(const R* x, int64_t i) const {
-    return x[i] * z - neighbour_sum(x, i);
+  template <class R> HD R site_score(R v, R around) const {
+    return (around * j - v1) - v * (v * v * four_v4 + linear);
   }
 
   template <class G> HD typename G::Real log_prob(const G& g, const typename G::Real* x) const {
-    return -g.sum(n, [&](int64_t i) INLINE { return site(x[i], laplace(x, i)); });
+    return -g.sum(n, [&](int64_t i) INLINE { return site(x[i], neighbour_sum(x, i)); });
   }
   template <class G>
   HD void score(const G& g, const typename G::Real* x, typename G::Real* s) const {
-    g.each(n, [&](int64_t i) INLINE { s[i] = site_score(x[i], laplace(x, i)); });
+    g.each(n, [&](int64_t i) INLINE { s[i] = site_score(x[i], neighbour_sum(x, i)); });
   }
   template <class G>
   HD typename G::Real log_prob_and_score(const G& g, const typename G::Real* x,
                                          typename G::Real* s) const {
     return -g.sum(n, [&](int64_t i) INLINE {
-      const auto l = laplace(x, i);
-      s[i] = site_score(x[i], l);
-      return site(x[i], l);
+      const auto around = neighbour_sum(x, i);
+      s[i] = site_score(x[i], around);
+      return site(x[i], around);
     });
   }
 
-  // log p(x with x_i → v) − log p(x): the site's own terms, and J Σ_y φ_y for its bonds.
+  // log p(x with x_i → v) − log p(x), by (v²−1)² − (u²−1)² = (v−u)(v+u)(v²+u²−2).
   template <class R> HD R local(const R* x, int64_t i, R v) const {
-    const R u = x[i], d = v - u, sum = v + u;
-    const R quartic = (v * v + u * u) - S(2);  // (v²−1)² − (u²−1)² = (v−u)(v+u)(v²+u²−2)
-    const R bond = sum * (half_j * z) - neighbour_sum(x, i) * j;
-    return -(d * ((bond + v1) + (sum * v2 + sum * quartic * v4)));
+    const R u = x[i], quartic = (v * v + u * u) - S(2);
+    return (v - u) * ((neighbour_sum(x, i) * j - v1) - (v + u) * (quartic * v4 + square));
   }
 };
 

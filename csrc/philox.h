@@ -63,6 +63,14 @@ template <class R, class I> HD R unit_from_mantissa(I mantissa) {
   return (one_to_two - S(1)) + (sizeof(S) == 4 ? S(0x1p-24) : S(0x1p-53));
 }
 
+// 2u − 1 of the same uniform u, exactly, without the multiplication.
+template <class R, class I> HD R signed_unit_from_mantissa(I mantissa) {
+  using S = Scalar<R>;
+  using C = Constants<S>;
+  const R two_to_four = from_bits(mantissa | C::kTwo);
+  return (two_to_four - S(3)) + (sizeof(S) == 4 ? S(0x1p-23) : S(0x1p-52));
+}
+
 // A word as a float32 in (0, 1] that keeps its resolution near 0: (⌊u/2⌋ + ½)·2⁻³¹, rounded. It is the
 // argument of the logarithm of Box–Muller radii (tail to 6.7σ) and of acceptance thresholds.
 template <class R, class I> HD R unit_for_log(I half) { return (to_real(half) + 0.5f) * 0x1p-31f; }
@@ -89,6 +97,13 @@ template <class R> struct Block<R, float> {
   HD void uniforms(R out[4]) const {
     out[0] = uniform(w0), out[1] = uniform(w1), out[2] = uniform(w2), out[3] = uniform(w3);
   }
+  HD R signed_uniform_at(int j) const {
+    return signed_unit_from_mantissa<R>((Int<R>)((j == 0   ? w0
+                                                  : j == 1 ? w1
+                                                  : j == 2 ? w2
+                                                           : w3) >>
+                                                 9));
+  }
   HD void log_uniforms(R out[4]) const {
     out[0] = log_uniform(w0), out[1] = log_uniform(w1);
     out[2] = log_uniform(w2), out[3] = log_uniform(w3);
@@ -113,6 +128,9 @@ template <class R> struct Block<R, double> {
   Word<R> w0, w1;  // 64 bits each: the first word of the block is the high half of w0
 
   HD void uniforms(R out[2]) const { out[0] = uniform(w0), out[1] = uniform(w1); }
+  HD R signed_uniform_at(int j) const {
+    return signed_unit_from_mantissa<R>((Int<R>)((j == 0 ? w0 : w1) >> 12));
+  }
   HD void log_uniforms(R out[2]) const { out[0] = log_uniform(w0), out[1] = log_uniform(w1); }
   HD void normals(R out[2]) const {
     const Pair<R> p = box_muller(uniform(w0), uniform(w1) * 2.0 - 1.0, (Int<R>)(w1 << 63));

@@ -86,9 +86,8 @@ def log_portable(x: Tensor) -> Tensor:
         e = ((i >> 23) - 127).to(torch.float32)
         m = ((i & 0x007FFFFF) + 0x3F3504F3).view(torch.float32)
         f = m - 1.0
-        f2 = f * f
-        tail = f - f2 * 0.5 + f2 * f * _horner(_LOG32, f)
-        return e * 0.693115234375 + (tail + e * 3.194618329871446e-05)
+        tail = f + f * f * (_horner(_LOG32, f) * f - 0.5)
+        return e * 0.6931471824645996 + tail
     i = x.view(torch.int64) + (0x3FF0000000000000 - 0x3FE6A09E667F3BCD)
     e = ((i >> 52) - 1023).to(torch.float64)
     m = ((i & 0x000FFFFFFFFFFFFF) + 0x3FE6A09E667F3BCD).view(torch.float64)
@@ -335,10 +334,11 @@ def phi4(x: Tensor, params: Tensor, table: Tensor, layout: list[int]) -> tuple[T
     else:
         around = _neighbour_sum(x, table.reshape(n_sites, z).long())
     j, v1, v2, v4 = params.unbind()
-    laplace = x * float(z) - around
-    w = x * x - 1.0
-    site = x * ((laplace * (j * 0.5) + v1) + x * v2) + w * w * v4
-    score = -((laplace * j + v1) + x * (v2 * 2.0) + x * (x * x - 1.0) * (v4 * 4.0))
+    q = x * x
+    w = q - 1.0
+    square, linear = (j * 0.5) * float(z) + v2, (j * float(z) + v2 * 2.0) - v4 * 4.0
+    site = x * (v1 - around * (j * 0.5)) + (q * square + w * w * v4)
+    score = (around * j - v1) - x * (q * (v4 * 4.0) + linear)
     return -sum32(site), score
 
 
@@ -347,10 +347,9 @@ def phi4_local(x: Tensor, sites: Tensor, new: Tensor, params: Tensor, neighbours
     j, v1, v2, v4 = params.unbind()
     around = _neighbour_sum(x, neighbours[sites])
     old = x[:, sites]
-    d, total = new - old, new + old
+    square = (j * 0.5) * float(neighbours.shape[1]) + v2
     quartic = (new * new + old * old) - 2.0
-    bond = total * (j * 0.5 * float(neighbours.shape[1])) - around * j
-    return -(d * ((bond + v1) + (total * v2 + total * quartic * v4)))
+    return (new - old) * ((around * j - v1) - (new + old) * (quartic * v4 + square))
 
 
 # --- Mixtures (csrc/mixture.h) ---------------------------------------------------------------------

@@ -129,7 +129,7 @@ def test_rows_have_every_field(rows):
         assert row["clock"] == "cpu"
         assert row["rate"] == pytest.approx(row["work"] / row["median"] / 1e9)
         assert row["bytes"] == 4 * 16 * 100 * 4  # field and score, in and out
-        assert row["flops"] == pytest.approx(row["work"] * 1600 * 33)
+        assert row["flops"] == pytest.approx(row["work"] * 1600 * cases.MALA_FLOPS)
         assert row["versions"]["torch"] == torch.__version__
         assert row["machine"]["cpu"]["name"]
 

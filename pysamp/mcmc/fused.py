@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pysamp import _native
 from pysamp.mcmc.base import Info, State, replace
-from pysamp.target import Counted, HasNative, NativeEnergy, Target, Tempered, Tilted
+from pysamp.target import Counted, NativeEnergy, Target, Tempered, Tilted
 
 NO_ADAPTATION = (1.0, 0.0, 0.0, 0.0)
 
@@ -52,6 +52,14 @@ def _rows(value: Tensor | float, x: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=x.dtype, device=x.device).expand(x.shape[0]).contiguous()
 
 
+def _energy(target: Target) -> NativeEnergy | None:
+    """The capability HasNative; asking for the protocol by isinstance would cost more than a step."""
+    try:
+        return target.native  # type: ignore[attr-defined]
+    except AttributeError:
+        return None
+
+
 def plan(target: Target, x: Tensor) -> Plan | None:
     """How the density at rows x (rows, *event) is evaluated natively, or None where it cannot be."""
     if x.dtype not in (torch.float32, torch.float64):
@@ -72,15 +80,16 @@ def plan(target: Target, x: Tensor) -> Plan | None:
             target = target.base
         else:
             break
-    if not isinstance(target, HasNative):
+    energy = _energy(target)
+    if energy is None:
         return None
     module = _native.module_for(x.device)
-    own = target.native.module
+    own = energy.module
     if own is not None and _native.backend_name() == "native":
         module = own if own.device == x.device.type else None
     if module is None:
         return None
-    return Plan(module, target.native, beta, centre, precision, tuple(counted))
+    return Plan(module, energy, beta, centre, precision, tuple(counted))
 
 
 def chain(
