@@ -113,7 +113,7 @@ template <class S, int G> struct ThreadGroup {
   template <class F> __device__ S sum_chunk(int64_t begin, int64_t end, F f) const {
     S total = S(0);
     for (int64_t i = begin + lane(); i < end; i += G) total = total + f(i);
-#pragma unroll
+    UNROLL
     for (int half = G / 2; half > 0; half /= 2)
       total = total + __shfl_xor_sync(0xffffffffu, total, half, G);
     return total;
@@ -131,7 +131,7 @@ template <class S, int G> struct ThreadGroup {
       const S part = sum_chunk(begin, begin + kChunk < n ? begin + kChunk : n, f);
       if (k % 32 == lane()) mine = mine + part;
     }
-#pragma unroll
+    UNROLL
     for (int half = G / 2; half > 0; half /= 2)
       mine = mine + __shfl_xor_sync(0xffffffffu, mine, half, G);
     sync();
@@ -140,7 +140,7 @@ template <class S, int G> struct ThreadGroup {
   template <class F> __device__ S sum_any(int64_t n, F f) const { return sum(n, f); }
   __device__ S total(S count) const {  // small whole numbers over the group: exact in any order
     if constexpr (G <= 32) {
-#pragma unroll
+      UNROLL
       for (int half = G / 2; half > 0; half /= 2)
         count += __shfl_xor_sync(0xffffffffu, count, half, G);
       return count;

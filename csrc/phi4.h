@@ -15,8 +15,8 @@
 namespace PYSAMP_NS {
 
 template <class S> struct Phi4 {
-  S half_j, j, v1, v4, four_v4, square,
-      linear;  // square, linear: of φ² in −log p and of φ in the score
+  S half_j, j, v1, v4, four_v4;
+  S square, linear;  // coefficients of φ² in −log p, and of −φ in the score
   int64_t n, before_first, after_last;
   int n_neighbours;
   const int32_t* table;

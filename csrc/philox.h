@@ -44,7 +44,7 @@ template <class W> struct Words {
 };
 
 HD Words<uint32_t> philox(const Key& key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
-#pragma unroll
+  UNROLL
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t(kPhiloxM0) * c0, p1 = uint64_t(kPhiloxM1) * c2;
     c0 = uint32_t(p1 >> 32) ^ c1 ^ uint32_t(key.k0(round));
