@@ -14,6 +14,7 @@
 #define HD inline __attribute__((always_inline))
 #define INLINE __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL16 _Pragma("GCC unroll 16")
 #endif
 
 // Each instruction-set level has a namespace of its own, so that no symbol of one can serve another.

@@ -115,5 +115,31 @@ HD U32 interleave(U64 even, U64 odd) {
 #endif
 }
 
+template <class S> HD Lanes<S> load_lanes(const S* p) {  // p need not be aligned
+  Lanes<S> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+template <class S> HD void store_lanes(S* p, Lanes<S> v) { std::memcpy(p, &v, sizeof(v)); }
+
+// Transpose kLanes vectors of kLanes numbers in registers: at distance h, the lanes with bit h of one
+// vector change places with those without it of its partner.
+template <class S, int h> HD void exchange(Lanes<S>* v) {
+  constexpr int W = kLanes<S>;
+  Int<Lanes<S>> low, high;
+  UNROLL16 for (int l = 0; l < W; ++l) {
+    low[l] = l & h ? W + l - h : l;
+    high[l] = l & h ? W + l : l + h;
+  }
+  UNROLL16 for (int r = 0; r < W; ++r) {
+    if (r & h) continue;
+    const Lanes<S> a = v[r], b = v[r + h];
+    v[r] = __builtin_shuffle(a, b, low);
+    v[r + h] = __builtin_shuffle(a, b, high);
+  }
+  if constexpr (h > 1) exchange<S, h / 2>(v);
+}
+template <class S> HD void transpose(Lanes<S>* v) { exchange<S, kLanes<S> / 2>(v); }
+
 }  // namespace PYSAMP_NS
 #endif

@@ -338,27 +338,32 @@ template <class S> struct LaneGroup {
   void store(S* p, int64_t index, int64_t per_row, Real v) const {
     for (int l = 0; l < lanes(); ++l) p[(row + l) * per_row + index] = v[l];
   }
-  // (rows, n) in memory ↔ [n][lane] here, in blocks so that both sides run along cache lines.
+  // (rows, n) in memory ↔ [n][lane] here: squares in registers, the ragged end number by number.
   void load(const S* p, int64_t n, Real* out) const {
-    S* to = reinterpret_cast<S*>(out);
-    for (int64_t begin = 0; begin < n; begin += 16) {
-      const int64_t end = begin + 16 < n ? begin + 16 : n;
-      for (int l = 0; l < W; ++l) {
-        const S* from = p + source(l) * n;
-        for (int64_t i = begin; i < end; ++i) to[i * W + l] = from[i];
-      }
+    int64_t i = 0;
+    for (; i + W <= n; i += W) {
+      Real square[W];
+      for (int l = 0; l < W; ++l) square[l] = load_lanes(p + source(l) * n + i);
+      transpose<S>(square);
+      for (int j = 0; j < W; ++j) out[i + j] = square[j];
     }
+    S* to = reinterpret_cast<S*>(out);
+    for (int l = 0; l < W; ++l)
+      for (int64_t j = i; j < n; ++j) to[j * W + l] = p[source(l) * n + j];
   }
   void store(S* p, int64_t index, int64_t per_row, int64_t n, const Real* v) const {
-    const S* from = reinterpret_cast<const S*>(v);
     const int active = lanes();
-    for (int64_t begin = 0; begin < n; begin += 16) {
-      const int64_t end = begin + 16 < n ? begin + 16 : n;
-      for (int l = 0; l < active; ++l) {
-        S* to = p + ((row + l) * per_row + index) * n;
-        for (int64_t i = begin; i < end; ++i) to[i] = from[i * W + l];
-      }
+    int64_t i = 0;
+    for (; i + W <= n; i += W) {
+      Real square[W];
+      for (int j = 0; j < W; ++j) square[j] = v[i + j];
+      transpose<S>(square);
+      for (int l = 0; l < active; ++l)
+        store_lanes(p + ((row + l) * per_row + index) * n + i, square[l]);
     }
+    const S* from = reinterpret_cast<const S*>(v);
+    for (int l = 0; l < active; ++l)
+      for (int64_t j = i; j < n; ++j) p[((row + l) * per_row + index) * n + j] = from[j * W + l];
   }
   HD Block<Real> block(const Key& key, uint32_t index, uint32_t step, uint32_t stream) const {
     const HalfWords even = philox_chains(key, index, chain_even, step, stream);

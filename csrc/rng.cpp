@@ -12,10 +12,17 @@ struct Counter {
         first_chain(uint32_t(at.first_chain)) {}
 };
 
+// The words of a float32 block as they are, in the clothes of floats: they are only moved.
+template <class R> HD void words(const Block<R, float>& block, R* v) {
+  v[0] = from_bits((Int<R>)block.w0), v[1] = from_bits((Int<R>)block.w1);
+  v[2] = from_bits((Int<R>)block.w2), v[3] = from_bits((Int<R>)block.w3);
+}
+
 template <Numbers kind, class R, class S> HD void numbers(const Block<R, S>& block, R* v) {
-  if (kind == Numbers::kUniform) block.uniforms(v);
-  if (kind == Numbers::kNormal) block.normals(v);
-  if (kind == Numbers::kLogUniform) block.log_uniforms(v);
+  if constexpr (kind == Numbers::kBits) words(block, v);
+  if constexpr (kind == Numbers::kUniform) block.uniforms(v);
+  if constexpr (kind == Numbers::kNormal) block.normals(v);
+  if constexpr (kind == Numbers::kLogUniform) block.log_uniforms(v);
 }
 
 // One block of one row; out is (rows, n), number i of a row is number first + i of the stream.
@@ -33,21 +40,6 @@ template <class S, Numbers kind> struct FillBlock {
     for (int j = 0; j < K; ++j) {
       const int64_t i = b * K + j - first;
       if (i >= 0 && i < n) out[row * n + i] = v[j];
-    }
-  }
-};
-
-struct FillBits {
-  Counter at;
-  int32_t* out;
-  int64_t n, first, first_block, blocks;
-  HD void operator()(int64_t q) const {
-    const int64_t row = q / blocks, b = first_block + q % blocks;
-    const auto w = philox(at.key, uint32_t(b), at.first_chain + uint32_t(row), at.step, at.stream);
-    const uint32_t v[4] = {w.w0, w.w1, w.w2, w.w3};
-    for (int j = 0; j < 4; ++j) {
-      const int64_t i = b * 4 + j - first;
-      if (i >= 0 && i < n) out[row * n + i] = int32_t(v[j]);
     }
   }
 };
@@ -197,11 +189,13 @@ template <class S> struct SumRow {
 };
 #else
 template <class S> S sum_chunk(const S* x, int64_t m) {
-  S part[32] = {};
+  constexpr int W = kLanes<S>;
+  Lanes<S> total[32 / W] = {};
   int64_t j = 0;
   for (; j + 32 <= m; j += 32)
-#pragma omp simd
-    for (int l = 0; l < 32; ++l) part[l] += x[j + l];
+    UNROLL for (int k = 0; k < 32 / W; ++k) total[k] = total[k] + load_lanes(x + j + k * W);
+  S part[32];
+  std::memcpy(part, total, sizeof(part));
   for (int l = 0; j + l < m; ++l) part[l] += x[j + l];
   for (int half = 16; half > 0; half /= 2)
     for (int l = 0; l < half; ++l) part[l] += part[l + half];
@@ -211,12 +205,12 @@ template <class S> S sum_chunk(const S* x, int64_t m) {
 
 }  // namespace
 
-void random_bits(View<int32_t, 2> out, const Address& a) {
-  const int64_t rows = out.size[0], n = out.size[1];
-  if (rows == 0 || n == 0) return;
-  const int64_t first_block = a.first / 4, blocks = (a.first + n + 3) / 4 - first_block;
-  for_each(out.device, rows * blocks,
-           FillBits{Counter(a), out.data, n, a.first, first_block, blocks});
+void random_bits(View<int32_t, 2> out, const Address& at) {
+  View<float, 2> words;
+  words.data = reinterpret_cast<float*>(out.data);
+  words.size[0] = out.size[0], words.size[1] = out.size[1];
+  words.device = out.device;
+  fill<float, Numbers::kBits>(words, at);
 }
 
 template <class S> void random_numbers(View<S, 2> out, const Address& at, Numbers kind) {
