@@ -20,6 +20,7 @@ template <class S> void bind_numbers(py::module_& m, const char* name, Numbers k
       [kind](View<S, 2> out, uint64_t seed, int64_t step, int64_t stream, int64_t first_chain,
              int64_t first) {
         check_counters(step, 0, first_chain, out.size[0]);
+        check_numbers(first, out.size[1], Block<S>::kSize);
         py::gil_scoped_release release;
         random_numbers<S>(out, Address{seed, step, stream, first_chain, first}, kind);
       },
@@ -51,6 +52,7 @@ PYBIND11_MODULE(PYSAMP_MODULE, m, py::mod_gil_not_used()) {
   m.def("bits", [](View<int32_t, 2> out, uint64_t seed, int64_t step, int64_t stream,
                    int64_t first_chain, int64_t first) {
     check_counters(step, 0, first_chain, out.size[0]);
+    check_numbers(first, out.size[1], 4);
     py::gil_scoped_release release;
     random_bits(out, Address{seed, step, stream, first_chain, first});
   });

@@ -176,6 +176,7 @@ Energy<S> make_energy(const View<S, 1>& params, const View<int32_t, 1>& table,
   check(layout.size() <= kMaxLayout, "layout: at most " + std::to_string(kMaxLayout) + " numbers");
   e.params = params.data;
   e.table = table.data;
+  e.host_table = kModuleDevice == Device::kCpu ? table.data : nullptr;
   e.n_layout = int(layout.size());
   for (size_t i = 0; i < layout.size(); ++i) e.layout[i] = layout[i];
   E<S>::check(e, event, params.size[0], table.size[0]);
@@ -194,12 +195,19 @@ void same(const View<S, N>& v, const Device& device, std::array<int64_t, N> size
 
 inline void check_counters(int64_t step, int64_t n_steps, int64_t first_chain, int64_t n_rows) {
   constexpr int64_t limit = int64_t(1) << 32;
-  check(step >= 0 && n_steps >= 0 && step + n_steps <= limit,
+  check(step >= 0 && n_steps >= 0 && step <= limit && n_steps <= limit - step,
         "step: the counter ends at 2^32 transitions, got " + std::to_string(step) + " + " +
             std::to_string(n_steps));
-  check(first_chain >= 0 && first_chain + n_rows <= limit,
+  check(first_chain >= 0 && first_chain <= limit && n_rows <= limit - first_chain,
         "first_chain: the counter ends at 2^32 chains, got " + std::to_string(first_chain) + " + " +
             std::to_string(n_rows));
+}
+
+inline void check_numbers(int64_t first, int64_t n, int64_t per_block) {
+  const int64_t limit = per_block << 32;
+  check(first >= 0 && first <= limit && n <= limit - first,
+        "first: the counter ends at 2^32 blocks, got " + std::to_string(first) + " + " +
+            std::to_string(n) + " numbers");
 }
 
 template <class S>
@@ -329,6 +337,16 @@ template <template <class> class E, class S> void bind_sites_of(py::module_& m,
       colours.start[i] = starts[i];
     }
     colours.order = order.data;
+    if (kModuleDevice == Device::kCpu) {  // on a device the list is the caller's word
+      std::vector<char> seen(size_t(x.size[1]), 0);
+      for (int64_t i = 0; i < order.size[0]; ++i) {
+        const int32_t site = order.data[i];
+        if (site < 0 || site >= x.size[1] || seen[size_t(site)])
+          check(false,
+                "order: every site once, got " + std::to_string(site) + " at " + std::to_string(i));
+        seen[size_t(site)] = 1;
+      }
+    }
     py::gil_scoped_release release;
     SiteEntry<E, S>::sites(energy, all.c, colours);
   });

@@ -19,6 +19,7 @@ inline constexpr int kMaxLayout = 8;
 template <class S> struct Energy {
   const S* params = nullptr;
   const int32_t* table = nullptr;
+  const int32_t* host_table = nullptr;  // the table where `check` can read it, else null
   int64_t layout[kMaxLayout] = {};
   int n_layout = 0;
 };

@@ -36,7 +36,12 @@ template <class S> struct Phi4 {
                                         std::to_string(n_params) + " numbers");
     const int64_t z = e.layout[1];
     PYSAMP_NS::check(z == 2 || z == 4 || z == 6, "layout: a site has 2, 4 or 6 neighbours");
+    PYSAMP_NS::check(e.layout[2] == 0 || e.layout[2] == 1, "layout: periodic is 0 or 1");
     PYSAMP_NS::check(n_table == (z == 2 ? 0 : event * z), "table: wrong length");
+    for (int64_t i = 0; e.host_table && i < n_table; ++i)
+      if (e.host_table[i] < 0 || e.host_table[i] > event)
+        PYSAMP_NS::check(false,
+                         "table: neighbour " + std::to_string(e.host_table[i]) + " is no site");
   }
 
   template <class R> HD R neighbour_sum(const R* x, int64_t i) const {

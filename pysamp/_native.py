@@ -8,6 +8,7 @@ tensors on a CUDA device. Without any compiled module everything runs in pure to
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import importlib
 import os
 import pathlib
@@ -97,7 +98,8 @@ def _start() -> Backend:
     return "native"
 
 
-_backend: Backend = _start()
+# Of the thread or task that asks: one thread's choice is no other's.
+_backend: contextvars.ContextVar[Backend] = contextvars.ContextVar("backend", default=_start())
 
 
 @contextlib.contextmanager
@@ -109,27 +111,26 @@ def backend(name: Backend) -> Iterator[None]:
 
     Raises ValueError for another name, RuntimeError for "native" where no kernel was built.
     """
-    global _backend
     if name not in ("native", "torch"):
         raise ValueError(f"backend must be 'native' or 'torch', got {name!r}")
     if name == "native" and _cpu is None and _cuda is None:
         raise RuntimeError(f"no native kernels: {_cpu_reason}")
-    before = _backend
-    _backend = name
+    token = _backend.set(name)
     try:
         yield
     finally:
-        _backend = before
+        _backend.reset(token)
 
 
+@torch.compiler.assume_constant_result  # dynamo cannot read a ContextVar
 def backend_name() -> Backend:
-    """The backend in use."""
-    return _backend
+    """The backend in use; a compiled function keeps the one it was compiled under."""
+    return _backend.get()
 
 
 def module_for(device: torch.device) -> ModuleType | None:
     """The compiled module for tensors on `device`, or None where pure torch is to be used."""
-    if _backend != "native":
+    if backend_name() != "native":
         return None
     return {"cpu": _cpu, "cuda": _cuda}.get(device.type)
 
@@ -144,7 +145,7 @@ def include_path() -> str:
 def info() -> dict[str, str | bool | None]:
     """What was found on this machine."""
     return {
-        "backend": _backend,
+        "backend": backend_name(),
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_module": None if _cpu is None else _cpu.__name__.rsplit(".", 1)[-1],

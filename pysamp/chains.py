@@ -6,7 +6,7 @@ nor the number of processes, nor where a run was killed or how often it was save
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pysamp import _native, rng, store
+from pysamp.describe import identity
 from pysamp.distributed import (
     Progress,
     World,
@@ -28,7 +29,7 @@ from pysamp.distributed import (
 )
 from pysamp.mcmc.adapt import warm_up
 from pysamp.mcmc.base import Info, Kernel, State, Tunable
-from pysamp.plan import BLOCK_BYTES, Plan
+from pysamp.plan import BLOCK_BYTES, CALL_STEPS, Plan, of_chains
 from pysamp.samples import Samples
 from pysamp.tally import Checkpoint, Tally, decode, encode, merge_info
 from pysamp.target import Counted, Counts, HasNative, Target
@@ -62,15 +63,16 @@ def _begin(
     target: Counted,
     kernel: Kernel,
     plan: Plan,
+    chains: tuple[int, int],
     here: World,
     x0: Tensor | None,
     show: bool,
 ) -> tuple[Kernel, State, Tally]:
     """Start and warm up the chains of this process. Only here do processes wait for each other."""
-    first, count = split(plan.n_chains, here)
+    first, count = chains
     begin = clock(plan.device)
     if x0 is not None:
-        x = x0[first : first + count].to(plan.device)
+        x = x0[first : first + count].detach().to(plan.device)
     elif isinstance(target.base, HasStart):
         x = target.base.start(
             count, seed=plan.seed, first_chain=first, device=plan.device, dtype=plan.dtype
@@ -106,17 +108,22 @@ def _begin(
 
 
 def _refuse_coupled_rows(target: Target, x: Tensor, log_prob: Tensor) -> None:
-    """The density of a chain may not hang on the other chains: one row alone must give the same."""
+    """The density of chain 0 may not change with the other rows; their number stays, as a wrapper
+    may have values for each."""
     if len(x) < 2 or isinstance(target, HasNative):
         return
+    others = x[:1].expand_as(x).clone()  # a point where the density is known to be finite
+    if torch.equal(others, x):
+        others[1:] += 0.1
     with torch.no_grad():
-        alone = float(target.log_prob(x[:1])[0])
-    together = float(log_prob[0])
+        changed = float(target.log_prob(others)[0])
+    before = float(log_prob[0])
     tolerance = 1e-3 if x.dtype == torch.float32 else 1e-8  # far above what the order of sums does
-    if abs(alone - together) > tolerance * (1 + abs(together)):
+    if not abs(changed - before) <= tolerance * (1 + abs(before)):  # NaN is a change, too
         raise ValueError(
             f"target.log_prob of a row depends on the other rows of the batch, or is random: chain 0 "
-            f"has {together} among {len(x)} chains and {alone} alone; see pysamp.check_target"
+            f"has {before} among {len(x)} chains and {changed} when the others move; see "
+            "pysamp.check_target"
         )
 
 
@@ -134,14 +141,27 @@ def _draw(
     """Make draws done, done + 1, … of one part, a block at a time; each goes to `keep`."""
     while done < plan.n_draws:
         n = min(block, plan.n_draws - done)
-        begin, before = clock(plan.device), replace(target.counts)
-        state, info = kernel.step(target, state, n * plan.thin, thin=plan.thin)
+        begin = clock(plan.device)
+        for steps, thin in _calls(n, plan.thin):
+            before = replace(target.counts)
+            state, info = kernel.step(target, state, steps, thin=thin)
+            tally.add({"accept": info.accept, **_cost(target, before), **info.extra}, steps)
+            if thin is None:
+                bar.update(steps)
         x, log_prob = _kept(info, kernel, n, plan)
-        tally.add({"accept": info.accept, **_cost(target, before), **info.extra}, n * plan.thin)
         tally.seconds += clock(plan.device) - begin
         keep(done, x, log_prob, state)
         done += n
-        bar.update(n)
+        bar.update(steps)
+
+
+def _calls(n: int, thin: int) -> Iterator[tuple[int, int | None]]:
+    """(steps, thin) of the calls that make n draws: one, unless a single draw takes too many steps."""
+    left = n * thin
+    while n == 1 and left > CALL_STEPS:
+        yield CALL_STEPS, None
+        left -= CALL_STEPS
+    yield left, left // n
 
 
 def _cost(target: Counted, before: Counts) -> dict[str, Tensor]:
@@ -172,7 +192,7 @@ def clock(device: torch.device) -> float:
 def in_memory(
     target: Target, kernel: Kernel, plan: Plan, here: World, x0: Tensor | None, show: bool
 ) -> Samples:
-    count = split(plan.n_chains, here)[1]
+    first, count = split(plan.n_chains, here)
     try:
         x = torch.empty(
             count, plan.n_draws, *plan.event_shape, dtype=plan.dtype, device=plan.device
@@ -184,14 +204,15 @@ def in_memory(
             "use fewer draws, a larger thin, or out= to stream them to disk"
         ) from error
     log_prob = torch.empty(count, plan.n_draws, dtype=plan.dtype, device=plan.device)
-    counted = Counted(target)
-    kernel, state, tally = _begin(counted, kernel, plan, here, x0, show)
+    mine, kernel = of_chains(target, kernel, first, count)
+    counted = Counted(mine)
+    kernel, state, tally = _begin(counted, kernel, plan, (first, count), here, x0, show)
 
     def keep(at: int, block: Tensor, values: Tensor, _: State) -> None:
         x[:, at : at + block.shape[1]] = block
         log_prob[:, at : at + block.shape[1]] = values
 
-    with show_progress(plan.n_draws, "draws", here, show=show) as bar:
+    with show_progress(plan.n_draws * plan.thin, "steps", here, show=show) as bar:
         _draw(counted, kernel, state, plan, plan.block(), tally, 0, keep, bar)
     parts = [split(plan.n_chains, replace(here, rank=r))[1] for r in range(here.size)]
     reports = [decode(data) for data in gather_bytes(encode(_report(tally)), here)]
@@ -227,10 +248,8 @@ def in_folder(
                 store.update_manifest(path, status="running", error=None)
             barrier(here)
             manifest = store.read_manifest(path)
-            parts, block = manifest["parts"], manifest["block"]
-            counted = Counted(target)
-            for part in range(here.rank, len(parts), here.size):
-                _fill(path, part, parts[part], counted, kernel, plan, block, here, show)
+            for part in range(here.rank, len(manifest["parts"]), here.size):
+                _fill(path, part, manifest, target, kernel, plan, here, show)
         barrier(here)
         if is_main(here):
             store.finish(path)
@@ -241,27 +260,30 @@ def in_folder(
 def _fill(
     path: Path,
     part: int,
-    chains: tuple[int, int],
-    target: Counted,
+    manifest: dict[str, Any],
+    target: Target,
     kernel: Kernel,
     plan: Plan,
-    block: int,
     here: World,
     show: bool,
 ) -> None:
     """Draw one part of the folder from its checkpoint, or from the start if it has none."""
-    first, count = chains
+    first, count = manifest["parts"][part]
+    block, config = manifest["block"], manifest["config"]
+    mine, kernel = of_chains(target, kernel, first, count)
+    counted = Counted(mine)
     saved = store.load_checkpoint(path, part)
     if saved is None:
-        kernel, state, tally = _begin(target, kernel, plan, here, store.load_start(path), show)
-        saved = Checkpoint(0, _state_tree(state), _kernel_tree(kernel), tally)
+        x0 = store.load_start(path)
+        kernel, state, tally = _begin(counted, kernel, plan, (first, count), here, x0, show)
+        saved = Checkpoint(0, _state_tree(state), _kernel_tree(kernel), tally, identity(config))
         store.save_checkpoint(path, part, saved)
     state = _state(saved.state, plan.device)
     kernel = _with_scale(kernel, saved.kernel, plan.device)
     shape = (count, plan.n_draws)
     shapes = {"x": ((*shape, *plan.event_shape), plan.dtype), "log_prob": (shape, plan.dtype)}
     done = saved.n_draws
-    writer = store.open_part(path, part, first, shapes, block, new=done == 0)
+    writer = store.open_part(path, part, first, shapes, block, done=done)
     tally = saved.tally
     waiting: list[tuple[Tensor, Tensor]] = []
     last_save = time.monotonic()
@@ -277,13 +299,14 @@ def _fill(
         xs, log_probs = (torch.cat(blocks, 1) for blocks in zip(*waiting, strict=True))
         writer.append(end - xs.shape[1], x=xs, log_prob=log_probs)
         store.save_checkpoint(
-            path, part, Checkpoint(end, _state_tree(state), _kernel_tree(kernel), tally)
+            path, part, replace(saved, n_draws=end, state=_state_tree(state), tally=tally)
         )
         waiting.clear()
         last_save = time.monotonic()
 
-    with show_progress(plan.n_draws, "draws", here, done=done, show=show) as bar:
-        _draw(target, kernel, state, plan, block, tally, done, keep, bar)
+    total, made = plan.n_draws * plan.thin, done * plan.thin
+    with show_progress(total, "steps", here, done=made, show=show) as bar:
+        _draw(counted, kernel, state, plan, block, tally, done, keep, bar)
 
 
 def _state_tree(state: State) -> dict[str, Any]:

@@ -69,7 +69,8 @@ def _complain(message: str, code: int, debug: bool) -> int:
 
 
 def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() else 0  # another word is refused where it is needed
 
 
 def _say(text: str = "") -> None:

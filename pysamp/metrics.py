@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 1 << 23  # numbers worked on at once: 64 MiB of float64, a few such buffers live together
+_ERRORS = 4.0  # standard errors at which a mode weight is called wrong: there errors must be honest
 _RESOLUTION = 1e-15  # np.finfo(float).resolution: ArviZ calls a smaller range constant
 
 
@@ -240,7 +241,14 @@ def mode_weights(
     * sd(chain means of g) / sqrt(n_chains), with 4 chains or more;
     * sqrt(p (1 - p) / m), if the weights are unequal (m their Kish ESS), and if no chain ever
       enters or leaves the mode or there are fewer than 4 draws (m the Kish ESS of the chains' total
-      weights, which is n_chains for equal weights).
+      weights, which is n_chains for equal weights);
+    * a quarter of the way that four standard errors of ln(p / (1 - p)) carry p. The odds of a mode
+      are the ratio of the mean stay in it to that outside. Stays are taken as geometric, ending
+      after a draw with probability r; the logarithm of the mean of k of them has a variance of
+      about (1 - r) psi'(k - 1/2), psi' the trigamma function, 1/2 for the stay that the end of the
+      run cuts off. From e ends in n draws, r = (e - sqrt(e)) / n, a standard error below e / n.
+      With many stays this is the binomial error; with few it bounds what the other errors, then
+      estimates from hardly any data, miss by luck.
 
     If all draws or none lie in a mode, nothing was seen to fluctuate and the error is min(1, 3 / m)
     with m as in the last case: the rule of three, the 95 % bound on a probability that m
@@ -307,9 +315,27 @@ def _probability(indicator: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         candidates.append(influence.mean(1).std() / math.sqrt(n_chains))
     if stuck or n_draws < 4:
         candidates.append((p * (1 - p) / chain_trials).sqrt())
+    candidates.append(_error_of_stays(p, inside, counted & ~inside))
     if bool((weight != weight.flatten()[0]).any()):
         candidates.append((p * (1 - p) / ess_weights(weight.log())).sqrt())
     return p, torch.stack(candidates).amax()
+
+
+def _error_of_stays(p: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
+    """Error of p from the stays in a mode and outside it, as `mode_weights` states.
+
+    Shapes: (), (chain, draw) bools, both true somewhere -> ().
+    """
+    variance = torch.zeros_like(p)
+    for here in (inside, outside):
+        stays = (here[:, 0].sum() + (here[:, 1:] & ~here[:, :-1]).sum()).double()
+        ends = (here[:, :-1] & ~here[:, 1:]).sum().double()
+        leaving = (ends - ends.sqrt()) / here.sum()
+        variance += (1 - leaving) * torch.polygamma(1, stays - 0.5)
+    reach = _ERRORS * variance.sqrt()
+    log_odds = torch.logit(p)
+    ends_at = torch.stack([log_odds - reach, log_odds + reach]).sigmoid()
+    return (ends_at - p).abs().amax() / _ERRORS
 
 
 def _relative_weights(log_weight: Tensor) -> Tensor:

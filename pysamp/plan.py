@@ -1,20 +1,27 @@
-"""The sizes of a Markov run: every argument of `sample` checked where the user's value enters."""
+"""The sizes of a Markov run: every argument of `sample` checked where the user's value enters.
+
+What has one row per chain (a step size, the values of a wrapper) is cut here as the chains are.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pysamp.distributed import World
 from pysamp.mcmc.base import Kernel, Tunable
-from pysamp.target import Target
+from pysamp.mcmc.langevin import ULA
+from pysamp.mcmc.tempering import ParallelTempering
+from pysamp.target import Target, Tempered, Tilted
 
 N_CHAINS, N_DRAWS, WARMUP = 256, 1000, 500  # defaults
 BLOCK_BYTES = 1 << 26  # of draws made by one fused call, of all chains together: 64 MiB
 BLOCK_STEPS = 128  # of one fused call: amortises its overhead, and a slow target still ticks
+CALL_STEPS = 1 << 16  # the most of one call, whatever thin is: float32 counts exactly to 2^24
+WORDS = 1 << 32  # chains, and steps, that the counter of the random numbers tells apart
 
 
 @dataclass(frozen=True)
@@ -130,9 +137,79 @@ def choose_device(device: torch.device | str | None, here: World) -> torch.devic
     return torch.device("cuda", here.local_rank if here.size > 1 else found.index or 0)
 
 
-def check_scale(kernel: Kernel, plan: Plan) -> None:
-    if isinstance(kernel, Tunable) and kernel.scale() is None and plan.warmup == 0:
+def check_kernel(kernel: Kernel, target: Target, plan: Plan) -> None:
+    """Refuse, before anything is made, sizes that do not go together or that the counters lack."""
+    name = type(kernel).__name__
+    rungs, swap_every = 1, 1
+    if isinstance(kernel, ParallelTempering):
+        rungs, swap_every = len(kernel.ladder()), kernel.swap_every
+    ladder = f" of {rungs} rungs" if rungs > 1 else ""
+    if plan.n_chains * rungs > WORDS:
         raise ValueError(
-            f"{type(kernel).__name__} has no step size or width and warmup=0 leaves no steps to "
-            "adapt it: give one of the two"
+            f"n_chains must be at most 2**32{ladder and ' in all'}, got {plan.n_chains}{ladder}"
         )
+    steps = (plan.warmup + plan.n_draws * plan.thin) * swap_every
+    if steps > WORDS:
+        raise ValueError(
+            f"warmup + n_draws * thin must be at most {WORDS // swap_every} steps of {name}, got "
+            f"{plan.warmup} + {plan.n_draws} * {plan.thin}"
+        )
+    scale = _scale(kernel)
+    if isinstance(kernel, Tunable) and scale is None and plan.warmup == 0:
+        raise ValueError(
+            f"{name} has no step size or width and warmup=0 leaves no steps to adapt it: give one "
+            "of the two"
+        )
+    if isinstance(scale, Tensor) and scale.ndim:
+        one = (rungs,) if isinstance(kernel, ParallelTempering) else ()
+        allowed = [shape for shape in (one, (plan.n_chains, *one)) if shape]
+        if tuple(scale.shape) not in allowed:
+            raise ValueError(
+                f"the step size or width of {name} must be a number or have shape "
+                f"{' or '.join(map(str, allowed))}, got {tuple(scale.shape)}"
+            )
+    while isinstance(target, (Tempered, Tilted)):
+        for argument, value in _rows(target).items():
+            wrapper = f"{argument} of {type(target).__name__}"
+            if len(value) != plan.n_chains:
+                raise ValueError(
+                    f"{wrapper} has {len(value)} rows, but n_chains is {plan.n_chains}"
+                )
+            if isinstance(kernel, ParallelTempering):
+                raise ValueError(
+                    f"{wrapper} must be one for all chains with ParallelTempering, whose walkers "
+                    f"are {rungs} to a chain; got {len(value)} rows"
+                )
+        target = target.base
+
+
+def of_chains(target: Target, kernel: Kernel, first: int, count: int) -> tuple[Target, Kernel]:
+    """Target and kernel of chains first … first + count - 1, after `check_kernel`."""
+    scale = _scale(kernel)
+    if isinstance(scale, Tensor) and scale.ndim == 1 + isinstance(kernel, ParallelTempering):
+        mine = scale[first : first + count]
+        if isinstance(kernel, ULA):
+            kernel = replace(kernel, step_size=mine)
+        elif isinstance(kernel, Tunable):
+            kernel = kernel.with_scale(mine)
+    return _cut(target, first, count), kernel
+
+
+def _cut(target: Target, first: int, count: int) -> Target:
+    if not isinstance(target, (Tempered, Tilted)):
+        return target
+    mine = {name: value[first : first + count] for name, value in _rows(target).items()}
+    return replace(target, base=_cut(target.base, first, count), **mine)  # type: ignore[arg-type]
+
+
+def _rows(wrapper: Tempered | Tilted) -> dict[str, Tensor]:
+    """The arguments of a wrapper that have a row for each chain."""
+    ndim = {"beta": 1, "precision": 1, "centre": 1 + len(wrapper.event_shape)}
+    given = {name: vars(wrapper).get(name) for name in ndim}
+    return {k: v for k, v in given.items() if isinstance(v, Tensor) and v.ndim == ndim[k]}
+
+
+def _scale(kernel: Kernel) -> Tensor | float | None:
+    if isinstance(kernel, ULA):  # which warm-up cannot tune
+        return kernel.step_size
+    return kernel.scale() if isinstance(kernel, Tunable) else None

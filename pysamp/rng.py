@@ -58,11 +58,14 @@ def _draw(
         raise ValueError(f"step must lie in 0…2^32 − 1, got {step}")
     if first_chain < 0 or first_chain + shape[0] > _LIMIT:
         raise ValueError(f"first_chain must keep chains below 2^32, got {first_chain}")
-    if first < 0:
-        raise ValueError(f"first must not be negative, got {first}")
     if dtype not in (torch.float32, torch.float64, torch.int32):
         raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
     n = math.prod(shape[1:])
+    per_block = 2 if dtype == torch.float64 else 4
+    if first < 0 or first + n > per_block * _LIMIT:
+        raise ValueError(
+            f"first must not be negative, and must keep blocks of {per_block} below 2^32, got {first}"
+        )
     like = torch.empty(0, dtype=dtype, device=device)
     seed = seed - (1 << 64) if seed >= 1 << 63 else seed  # the schema's int is signed
     out = op(like, shape[0], n, seed, step, _stream_word(stream, substep), first_chain, first)

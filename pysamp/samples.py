@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -212,6 +213,37 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def reading(path: str | os.PathLike) -> Iterator[None]:
+    """Say which file is damaged, whatever it makes of its reader. Raises ValueError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise  # of the disk, or a permission, which name the file
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+class _Entries(dict):
+    """An object of a JSON file, which says so where it lacks an entry."""
+
+    path: Path
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(f"{self.path} is damaged: it has no entry {key!r}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError, naming the file, also for a missing entry."""
+    found = type("Entries", (_Entries,), {"path": path})
+    content = path.read_bytes()
+    with reading(path):
+        tree = json.loads(content.decode(), object_hook=found)
+        if not isinstance(tree, dict):
+            raise TypeError(f"it holds {tree!r:.40}")
+    return tree
 
 
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -24,7 +24,7 @@ from pysamp.plan import (
     BLOCK_BYTES,
     N_CHAINS,
     Plan,
-    check_scale,
+    check_kernel,
     check_seed,
     choose_device,
     choose_dtype,
@@ -89,7 +89,7 @@ def sample(
         raise TypeError(f"sampler is the class {sampler.__name__}: pass an instance of it")
     if isinstance(sampler, Kernel):
         plan = make_plan(t, here, n_chains, n_draws, warmup, thin, seed, x0, device, dtype)
-        check_scale(sampler, plan)
+        check_kernel(sampler, t, plan)
         if out is None:
             return in_memory(t, sampler, plan, here, x0, progress)
         config = _config(t, sampler, plan, x0)
@@ -147,6 +147,7 @@ def resume(
             return _independent(t, k, n, seed, here, device, kind, path, again=True)
         sizes = {key: config[key] for key in ("n_chains", "n_draws", "warmup", "thin", "seed")}
         plan = make_plan(t, here, **sizes, x0=None, device=device, dtype=getattr(torch, dtype))
+        check_kernel(k, t, plan)
         return in_folder(path, t, k, plan, here, progress)
 
 
@@ -256,9 +257,9 @@ def _same_sampler(path: Path, config: dict[str, Any], given: Any) -> Any:
 def _rebuilt(path: Path, tree: Any, what: str) -> Any:
     try:
         return rebuild(tree)
-    except (NotRebuildableError, TypeError) as error:
+    except (NotRebuildableError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"the {what} of {path} is not made of pysamp's own parts alone ({error}): give it, "
+            f"the {what} of {path} cannot be made from its manifest alone ({error}): give it, "
             f"pysamp.resume({str(path)!r}, {what}=...)"
         ) from error
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import os
 import platform
 import shutil
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,8 +35,8 @@ import zarr
 from safetensors.torch import save
 from torch import Tensor
 
-from pysamp.describe import differences
-from pysamp.samples import Samples, fsync, read_tensors, replace_file
+from pysamp.describe import differences, identity
+from pysamp.samples import Samples, fsync, read_json, read_tensors, reading, replace_file
 from pysamp.tally import Checkpoint, Tally, decode, encode, merge_info
 from pysamp.target import Target
 
@@ -52,6 +53,7 @@ def create(
     """
     path = Path(path)
     check_free(path, config)
+    (path / "checkpoint" / "x0.safetensors").unlink(missing_ok=True)  # of a run that never began
     with _full_disk(path, "nothing was drawn yet", "start again"):
         (path / "checkpoint").mkdir(parents=True, exist_ok=True)
         manifest = {
@@ -67,14 +69,20 @@ def create(
 
 
 def check_free(path: str | os.PathLike, config: dict[str, Any]) -> None:
-    """Refuse a folder that holds another run (with the differences), this one, or no run."""
+    """Refuse a folder that holds another run (with the differences), this one, or no run.
+
+    A run that failed before its first checkpoint, as by a wrong argument, is none.
+    """
     path = Path(path)
     if not path.exists():
         return
     if not path.is_dir():
         raise FileExistsError(f"out must be a folder, but {path} is a file")
+    begun = any((path / "checkpoint").glob("rank*.safetensors"))
     if (path / "manifest.json").exists():
         recorded = read_manifest(path)
+        if recorded["status"] == "failed" and not begun:
+            return
         lines = differences(recorded["config"], config)
         if lines:
             raise FileExistsError(
@@ -92,7 +100,7 @@ def check_free(path: str | os.PathLike, config: dict[str, Any]) -> None:
         for p in path.iterdir()
         if p.name != "checkpoint" and not (p.name.startswith("manifest.") and p.suffix == ".tmp")
     )
-    if foreign or any((path / "checkpoint").glob("*.safetensors")):
+    if foreign or begun:
         raise FileExistsError(
             f"out={path} is not empty and holds no run (it has "
             f"{', '.join(foreign[:3]) or 'checkpoint'})"
@@ -101,16 +109,18 @@ def check_free(path: str | os.PathLike, config: dict[str, Any]) -> None:
 
 def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     path = Path(path)
+    file = path / "manifest.json"
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-    except FileNotFoundError:
+        manifest = read_json(file)
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{path} is no run folder: it has no manifest.json") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path / 'manifest.json'} is damaged: {error}") from None
-    if manifest.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has the run format {manifest.get('format')}, this pysamp reads {FORMAT}"
-        )
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"{path} has the format {manifest['format']}, this pysamp reads {FORMAT}")
+    with reading(file):
+        for entry, kind in (("status", str), ("versions", dict), ("config", dict), ("parts", list)):
+            if not isinstance(manifest.get(entry), kind):
+                raise TypeError(f"{entry} is {manifest.get(entry)!r:.40}, no {kind.__name__}")
+        dict(manifest["parts"])  # pairs, or this raises
     return manifest
 
 
@@ -207,9 +217,22 @@ def save_checkpoint(path: str | os.PathLike, part: int, checkpoint: Checkpoint) 
 
 
 def load_checkpoint(path: str | os.PathLike, part: int) -> Checkpoint | None:
-    """The last checkpoint of a part, on the CPU; None if there is none yet."""
+    """The last checkpoint of a part, on the CPU; None if there is none yet.
+
+    Raises ValueError if it is damaged, or if the manifest was changed since it was written.
+    """
     file = _checkpoint_file(path, part)
-    return decode(file.read_bytes()) if file.exists() else None
+    if not file.exists():
+        return None
+    content = file.read_bytes()
+    with reading(file):
+        checkpoint = decode(content)
+    if lines := differences(checkpoint.config, identity(read_manifest(path)["config"]), "config"):
+        raise ValueError(
+            f"{path} was begun with another configuration than its manifest.json says now; it "
+            "differs in\n  " + "\n  ".join(lines)
+        )
+    return checkpoint
 
 
 def save_start(path: str | os.PathLike, x0: Tensor) -> None:
@@ -222,10 +245,6 @@ def save_start(path: str | os.PathLike, x0: Tensor) -> None:
 def load_start(path: str | os.PathLike) -> Tensor | None:
     file = Path(path) / "checkpoint" / "x0.safetensors"
     return read_tensors(file)[0]["x0"] if file.exists() else None
-
-
-def _torn_checkpoints(path: Path, part: int) -> list[Path]:
-    return list((path / "checkpoint").glob(f"rank{part}.safetensors.*.tmp"))
 
 
 def _checkpoint_file(path: str | os.PathLike, part: int) -> Path:
@@ -268,22 +287,23 @@ def open_part(
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]],
     chunk: int,
     *,
-    new: bool,
+    done: int,
 ) -> Writer:
     """The writer of a part; `shapes`: (chain, draw, *event) and dtype by array name.
 
-    Hold the lock of the part. `new` begins it afresh; otherwise half-written files of an earlier
-    process are removed.
+    Hold the lock of the part. With no draws done it begins afresh; otherwise half-written files of
+    an earlier process are removed. Raises ValueError if draws that were done are missing.
     """
     path = Path(path)
     with _full_disk(path, "nothing was drawn yet"):
         folder = path / "draws.zarr" / f"rank{part}"
-        if new:
+        if done == 0:
             shutil.rmtree(folder, ignore_errors=True)
             group = zarr.create_group(
                 folder, zarr_format=3, attributes={"first_chain": first_chain}
             )
             for name, (shape, dtype) in shapes.items():
+                event = [f"x_dim_{i}" for i in range(len(shape) - 2)]
                 group.create_array(
                     name,
                     shape=shape,
@@ -291,17 +311,15 @@ def open_part(
                     dtype=str(dtype).removeprefix("torch."),
                     fill_value=float("nan"),  # zero would look like a draw
                     compressors=None,  # mantissas of random numbers do not compress
-                    dimension_names=[
-                        "chain",
-                        "draw",
-                        *(f"x_dim_{i}" for i in range(len(shape) - 2)),
-                    ],
+                    config={"write_empty_chunks": True},  # a chunk of NaN is there, or it is lost
+                    dimension_names=["chain", "draw", *event],
                 )
             for made in [folder.parent, folder.parent / "zarr.json", folder, *folder.rglob("*")]:
                 fsync(made)
-        for torn in [*folder.rglob("*.partial"), *_torn_checkpoints(path, part)]:
+        checkpoints = (path / "checkpoint").glob(f"rank{part}.safetensors.*.tmp")
+        for torn in [*folder.rglob("*.partial"), *checkpoints]:
             torn.unlink()
-        arrays = {name: zarr.open_array(folder / name, mode="r+") for name in shapes}
+        arrays = {name: _open(folder / name, "r+", done) for name in shapes}
     return Writer(path, part, arrays)
 
 
@@ -315,11 +333,12 @@ def save_whole(path: str | os.PathLike, samples: Samples, block_bytes: int) -> N
         values["log_weight"] = samples.log_weight
     chunk = max(1, block_bytes // max(1, x[:, :1].numel() * x.element_size()))
     shapes = {name: (tuple(value.shape), value.dtype) for name, value in values.items()}
-    writer = open_part(path, 0, 0, shapes, chunk, new=True)
+    writer = open_part(path, 0, 0, shapes, chunk, done=0)
     for first in range(0, samples.n_draws, chunk):
         writer.append(first, **{k: v[:, first : first + chunk] for k, v in values.items()})
     tally = Tally(once=samples.info, seconds=float(samples.info.get("seconds", 0.0)))
-    save_checkpoint(path, 0, Checkpoint(samples.n_draws, {}, {}, tally))
+    made, config = {"arrays": list(values)}, identity(read_manifest(path)["config"])
+    save_checkpoint(path, 0, Checkpoint(samples.n_draws, made, {}, tally, config))
     finish(path)
 
 
@@ -363,10 +382,24 @@ def _join(arrays: list[zarr.Array], first: int, last: int) -> Tensor:
     return torch.cat([torch.from_numpy(np.asarray(a[:, first:last])) for a in arrays])
 
 
+def _open(path: Path, mode: Literal["r", "r+"], n_draws: int) -> zarr.Array:
+    """The array in a folder, after a look for the file of every chunk below n_draws, and its size."""
+    with reading(path):
+        array = zarr.open_array(path, mode=mode, config={"write_empty_chunks": True})
+        size = math.prod(array.chunks) * array.dtype.itemsize
+    for first in range(0, n_draws, array.chunks[1]):
+        at = ["0", str(first // array.chunks[1]), *["0"] * (array.ndim - 2)]
+        file = path.joinpath("c", *at)
+        if not file.exists() or file.stat().st_size != size:
+            last = min(first + array.chunks[1], n_draws)
+            raise ValueError(f"draws {first} to {last - 1} are missing: {file} is not whole")
+    return array
+
+
 def read(path: str | os.PathLike, target: Target | None = None) -> Samples:
     """The Samples of a run folder, finished or not: the draws that all parts have.
 
-    x is read when it is used. Raises ValueError if there are none yet.
+    x is read when it is used. Raises ValueError if there are none yet, or some are missing.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -379,12 +412,12 @@ def read(path: str | os.PathLike, target: Target | None = None) -> Samples:
     folders = [path / "draws.zarr" / f"rank{part}" for part in range(len(parts))]
 
     def arrays(name: str) -> list[zarr.Array]:
-        return [zarr.open_array(folder / name, mode="r") for folder in folders]
+        return [_open(folder / name, "r", n_draws) for folder in folders]
 
     x = arrays("x")
     n_chains = sum(count for _, count in parts)
     log_weight = None
-    if (folders[0] / "log_weight").exists():
+    if "log_weight" in saved[0].state.get("arrays", ()):
         log_weight = _join(arrays("log_weight"), 0, n_draws)
     info = {
         **manifest.get("info", {}),

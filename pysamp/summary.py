@@ -10,7 +10,7 @@ import math
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -53,11 +53,15 @@ def summarise(samples: Samples, target: Target | None = None) -> Summary:
     """All numbers of the page. Cost: one pass over the draws, a few sorts of each scalar series."""
     series, label, n_bad = scalars(samples, target)
     rows = [_row(name, values, samples.log_weight) for name, values in series.items()]
-    facts = _facts(samples, target)
+    notes = verdict.notes(samples)
+    facts = _facts(samples, target, notes)
     facts["nonfinite_draws"] = n_bad
     modes: list[dict[str, Any]] = []
-    if label is not None and isinstance(target, HasModes):
-        modes = _modes(label, target.mode_weights, samples.log_weight)
+    if label is not None:
+        reference = _exact(target, "mode_weights", notes)
+        if reference is None:
+            reference = torch.full((max(1, int(label.max()) + 1),), math.nan)
+        modes = _modes(label, reference, samples.log_weight)
         if samples.n_draws > 1:
             facts["mode_changes"] = int((label[:, 1:] != label[:, :-1]).sum())
     sentences = [
@@ -67,7 +71,24 @@ def summarise(samples: Samples, target: Target | None = None) -> Summary:
         *verdict.judge_weights(facts, samples),
     ]
     title = _title(samples, target)
-    return Summary(title, rows, modes, facts, verdict.notes(samples), sentences)
+    return Summary(title, rows, modes, facts, notes, sentences)
+
+
+def _has(target: Target | None, protocol: type) -> bool:
+    """isinstance, which Python before 3.12 answers by reading properties: one that fails is there."""
+    try:
+        return isinstance(target, protocol)
+    except ValueError:
+        return True
+
+
+def _exact(target: Any, name: str, notes: list[str]) -> Any:
+    """What the target knows exactly; None where it cannot be computed, and the reason in the notes."""
+    try:
+        return getattr(target, name)
+    except ValueError as error:
+        notes.append(f"no exact {name} to compare with: {error}")
+        return None
 
 
 def scalars(
@@ -83,6 +104,7 @@ def scalars(
     event = samples.event_shape
     size = math.prod(event)
     coordinates = coordinate_names(event)
+    with_modes = _has(target, HasModes)
     for block in samples.blocks():
         chain, draw = block.shape[:2]
         x = block.reshape(chain * draw, *event)
@@ -94,8 +116,8 @@ def scalars(
             found |= dict(zip(coordinates, numbers.unbind(1), strict=True))
         for name, values in found.items():
             observed.setdefault(name, []).append(values.detach().reshape(chain, draw))
-        if isinstance(target, HasModes):
-            labels.append(target.mode(x).reshape(chain, draw))
+        if with_modes:
+            labels.append(cast(HasModes, target).mode(x).reshape(chain, draw))
         n_bad += int((~torch.isfinite(numbers)).any(1).sum())
     series = {name: torch.cat(parts, 1) for name, parts in observed.items()}
     last = {name: series.pop(name) for name in coordinates}
@@ -199,8 +221,8 @@ def _modes(label: Tensor, reference: Tensor, log_weight: Tensor | None) -> list[
         # A mode of few draws has a poor error of its own; the exact weight allows no smaller one.
         floor = math.sqrt(exact[k] * (1 - exact[k]) / label.numel())
         scale = max(error, floor)
-        difference = weight - exact[k]
-        z = difference / scale if scale > 0 else math.copysign(math.inf, difference)
+        difference = weight - exact[k]  # NaN where the exact weight is not known
+        z = difference / scale if scale > 0 else difference * math.inf
         judged = n_draws >= verdict.MIN_DRAWS and log_weight is None
         rhat = float(metrics.rhat(inside.double())) if judged else math.nan
         out.append(
@@ -217,7 +239,7 @@ def _modes(label: Tensor, reference: Tensor, log_weight: Tensor | None) -> list[
     return out
 
 
-def _facts(samples: Samples, target: Target | None) -> dict[str, Any]:
+def _facts(samples: Samples, target: Target | None, notes: list[str]) -> dict[str, Any]:
     info = samples.info
     facts: dict[str, Any] = {
         "n_chains": samples.n_chains,
@@ -237,8 +259,9 @@ def _facts(samples: Samples, target: Target | None) -> dict[str, Any]:
         facts["chains_never_accepted"] = int((accept == 0).sum())
     if "swap_accept" in info:  # (n_chains, n_rungs - 1)
         facts["swap_accept"] = torch.as_tensor(info["swap_accept"]).double().mean(0).tolist()
-    if "log_z" in facts and isinstance(target, HasLogZ):
-        facts["log_z_exact"] = float(target.log_z)
+    if "log_z" in facts and _has(target, HasLogZ):
+        log_z = _exact(target, "log_z", notes)
+        facts |= {} if log_z is None else {"log_z_exact": float(log_z)}
     if samples.log_weight is not None:
         facts["weights_ess"] = float(metrics.ess_weights(samples.log_weight))
     return facts
@@ -295,14 +318,15 @@ def _lines(summary: Summary) -> Iterator[str]:
         error = f" ± {_number(facts['log_z_error'], 2)}" if "log_z_error" in facts else ""
         exact = f"   exact {facts['log_z_exact']:.6g}" if "log_z_exact" in facts else ""
         yield f"log Z       {facts['log_z']:.6g}{error}{exact}"
-    shown = sorted(summary.modes, key=lambda m: -abs(m["z"]))[:MAX_LINES]
+    compared = any(not math.isnan(mode["z"]) for mode in summary.modes)
+    order = (lambda m: -abs(m["z"])) if compared else (lambda m: -m["weight"])
+    shown = sorted(summary.modes, key=order)[:MAX_LINES]
     for mode in sorted(shown, key=lambda m: m["mode"]):
-        yield (
-            f"mode {mode['mode']:<6} {mode['weight']:.4f} ± {mode['error']:.4f}   "
-            f"exact {mode['exact']:.4f}   z {mode['z']:+.1f}"
-        )
+        exact = f"   exact {mode['exact']:.4f}   z {mode['z']:+.1f}" if compared else ""
+        yield f"mode {mode['mode']:<6} {mode['weight']:.4f} ± {mode['error']:.4f}{exact}"
     if len(summary.modes) > len(shown):
-        yield f"            and {len(summary.modes) - len(shown)} more modes, all closer to exact"
+        fewer = "closer to exact" if compared else "of less weight"
+        yield f"            and {len(summary.modes) - len(shown)} more modes, all {fewer}"
     if "weights_ess" in facts:
         yield f"weights     {facts['weights_ess']:.1f} effective draws (Kish)"
     counts = [f"{k.replace('_', ' ')} {facts[k]:,.0f}" for k in COST[:3] if facts.get(k)]

@@ -75,6 +75,7 @@ class Checkpoint:
     state: dict[str, Any]
     kernel: dict[str, Any]
     tally: Tally
+    config: dict[str, Any] = field(default_factory=dict)  # of the run, to be compared: JSON
 
 
 def encode(checkpoint: Checkpoint) -> bytes:
@@ -84,7 +85,7 @@ def encode(checkpoint: Checkpoint) -> bytes:
     tensors: dict[str, Tensor] = {}
     header = split_tensors(tree, "run", tensors)
     owned = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    return save(owned, {"run": json.dumps(header)})
+    return save(owned, {"run": json.dumps(header), "config": json.dumps(checkpoint.config)})
 
 
 def decode(data: bytes) -> Checkpoint:
@@ -92,4 +93,5 @@ def decode(data: bytes) -> Checkpoint:
     # The header of the format: its length as 8 bytes, then JSON.
     metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
     tree = join_tensors(json.loads(metadata["run"]), "run", load(data))
-    return Checkpoint(tree["n_draws"], tree["state"], tree["kernel"], Tally(**tree["tally"]))
+    config = json.loads(metadata["config"])
+    return Checkpoint(**{**tree, "tally": Tally(**tree["tally"]), "config": config})

@@ -1,10 +1,9 @@
 """What a density is: the target protocol, its capabilities, its wrappers.
 
-A target is an unnormalised log density log p(x) on events of a fixed shape. Everything else that it
-may offer (score, modes, exact draws, a native energy, ...) is a capability: one runtime-checkable
-protocol each, asked for with `isinstance`. From Python 3.12 on such a check looks at attributes
-statically, so a capability that depends on a value is an attribute that is set or not set; a
-property that raises AttributeError would count as present.
+A target is an unnormalised log density on events of a fixed shape. What else it may offer (score,
+modes, exact draws, a native energy, ...) is a capability: a runtime-checkable protocol, asked for with
+`isinstance`. From Python 3.12 on such a check looks at attributes statically, so a capability that
+depends on a value is an attribute that is set or not; a property that raises counts as present.
 
 Conventions: x is (n, *event_shape); log_prob is (n,); the score is the gradient of log_prob and has
 the shape of x. A temperature enters through `Boltzmann` and `Tempered` and nowhere else.
@@ -94,9 +93,9 @@ class HasObservables(Protocol):
 class HasLocal(Protocol):
     """A lattice with single-site moves.
 
-    `colours`: int64 indices into the flattened event; every site has one colour and sites of one
-    colour do not interact. `local_difference(x, sites, new)` with new (n, len(sites)) returns
-    (n, len(sites)): log p(x with that site replaced by new) - log p(x), each site taken alone.
+    `colours`: int64 indices into the flattened event; each site once, no neighbours of one colour.
+    `local_difference`: log p(x with a site replaced by new) - log p(x), each site taken alone; new
+    and the result are (n, len(sites)).
     """
 
     @property
@@ -107,10 +106,9 @@ class HasLocal(Protocol):
 
 @dataclass(frozen=True)
 class NativeEnergy:
-    """Name of a C++ functor, its flat parameters and its integer layout.
+    """Name of a C++ functor, its flat parameters, integer layout and table (such as neighbours).
 
-    `module` is the user's own extension module; None means the one of pysamp. `table` holds further
-    integers that the functor reads, such as the neighbours of each site.
+    `module` is the user's own extension module; None means the one of pysamp.
     """
 
     name: str
@@ -141,7 +139,7 @@ def _value_and_gradient(
 
 
 def check_log_prob(value: Tensor, x: Tensor, name: str) -> None:
-    """Refuse a log density that is no floating tensor (n,); `name` stands in the message."""
+    """Refuse a log density that is no tensor (n,) of the dtype of x; `name` stands in the message."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must return a Tensor, got {type(value).__name__}")
     if value.shape != x.shape[:1]:
@@ -149,16 +147,23 @@ def check_log_prob(value: Tensor, x: Tensor, name: str) -> None:
             f"{name} must return shape ({x.shape[0]},) for x of shape {tuple(x.shape)}, "
             f"got {tuple(value.shape)}"
         )
-    if not value.is_floating_point():
-        raise ValueError(f"{name} must return a floating dtype, got {value.dtype}")
+    if value.dtype != x.dtype:  # mixed precision would make draws depend on how steps are fused
+        raise ValueError(f"{name} must return {x.dtype}, the dtype of x, got {value.dtype}")
+
+
+def log_prob_of(target: Target, x: Tensor) -> Tensor:
+    """Log density (n,), checked, with no graph attached. Raises as `log_prob_and_score`."""
+    with torch.no_grad():
+        value = target.log_prob(x)
+    check_log_prob(value, x, f"{type(target).__name__}.log_prob")
+    return value
 
 
 def log_prob_and_score(target: Target, x: Tensor) -> tuple[Tensor, Tensor]:
     """Log density (n,) and score (n, *event_shape), with no graph attached.
 
-    In this order: the target's own joint evaluation, its score, torch autograd.
-    Cost: one evaluation, or one of each with a separate score.
-    Raises: ValueError if log_prob has a wrong shape, is not floating, or is not differentiable.
+    In this order: the target's own joint evaluation, its score, torch autograd. Cost: one of each.
+    Raises: ValueError if log_prob has a wrong shape or dtype, or is not differentiable.
     """
     name = f"{type(target).__name__}.log_prob"
     if isinstance(target, HasValueAndScore):
@@ -171,10 +176,8 @@ def log_prob_and_score(target: Target, x: Tensor) -> tuple[Tensor, Tensor]:
         return _value_and_gradient(target.log_prob, x, name)
     check_log_prob(value, x, name)
     if score.shape != x.shape:
-        raise ValueError(
-            f"{type(target).__name__}.score must return shape {tuple(x.shape)}, "
-            f"got {tuple(score.shape)}"
-        )
+        name = f"{type(target).__name__}.score"
+        raise ValueError(f"{name} must return shape {tuple(x.shape)}, got {tuple(score.shape)}")
     return value, score
 
 
@@ -367,6 +370,7 @@ class Counted:
     def log_prob(self, x: Tensor) -> Tensor:
         self.counts.evaluations += x.shape[0]
         value = self.base.log_prob(x)
+        check_log_prob(value, x, f"{type(self.base).__name__}.log_prob")
         if value.requires_grad:
             value.register_hook(self._count_backward)
         return value
@@ -439,10 +443,8 @@ def as_target(
             raise ValueError(f"event_shape={event_shape} but the target has event_shape={own}")
         return target
     if not callable(target):
-        raise TypeError(
-            "target must have event_shape and log_prob, or be callable, "
-            f"got {type(target).__name__}"
-        )
+        got = type(target).__name__
+        raise TypeError(f"target must have event_shape and log_prob, or be callable, got {got}")
     if event_shape is None:
         raise ValueError("event_shape must be given with a callable target, e.g. event_shape=(10,)")
     return FunctionTarget(target, event_shape)

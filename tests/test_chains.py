@@ -262,7 +262,7 @@ def test_a_start_without_a_finite_density_names_the_chain():
             lambda: Metropolis(1.0, moves="pairs"),
             "moves must be 'auto', 'site' or 'all', got 'pairs'",
         ),
-        (lambda: Multiplicative(factor=0.9), "factor must exceed 1, got 0.9"),
+        (lambda: Multiplicative(factor=0.9), "factor must be finite and exceed 1, got 0.9"),
         (lambda: Multiplicative(target=1.2), "must lie in"),
         (lambda: Multiplicative(cap=0.0), "cap must be positive, got 0.0"),
     ],
@@ -336,3 +336,100 @@ def test_bindings_refuse_tensors_that_do_not_fit(native, device):
         arguments[index] = bad
         with pytest.raises(ValueError, match=text):
             native.phi4_mala(*arguments)
+
+
+def test_bindings_refuse_tables_and_orders_that_point_outside(native):
+    target, n = TARGETS["2-d odd"], 3
+    sites, energy = 35, target.native
+    x, one = torch.zeros(n, sites), torch.ones(n)
+    params = torch.tensor(energy.params)
+    table = torch.tensor(energy.table, dtype=torch.int32)
+    order = torch.cat(target.colours).int()
+    starts = [0, *torch.tensor([len(c) for c in target.colours]).cumsum(0).tolist()]
+
+    def sweep(table, order, layout):
+        native.phi4_sites(x, one, params, table, layout, order, starts, None, None, None, 0, 0, 0, 1,
+                          0, x.clone(), one.clone(), one.clone(), None)  # fmt: skip
+
+    layout = list(energy.layout)
+    sweep(table, order, layout)
+    for bad in (-1, 10**6, sites + 1):
+        with pytest.raises(ValueError, match=f"table: neighbour {bad} is no site"):
+            sweep(torch.where(table == 3, bad, table).int(), order, layout)
+        with pytest.raises(ValueError, match=f"order: every site once, got {bad}"):
+            sweep(table, torch.where(order == 3, bad, order).int(), layout)
+    with pytest.raises(ValueError, match="order: every site once, got 4"):
+        sweep(table, torch.where(order == 3, 4, order).int(), layout)
+    with pytest.raises(ValueError, match="periodic is 0 or 1"):
+        sweep(table, order, [*layout[:2], 7])
+
+
+def test_more_colours_than_the_kernel_knows_are_swept_in_torch():
+    @dataclass(frozen=True)
+    class Finely:
+        base: Phi4 = Phi4((6, 6), 0.25, 0.1)
+        event_shape: tuple[int, ...] = (6, 6)
+
+        @property
+        def native(self):
+            return self.base.native
+
+        @property
+        def colours(self):
+            return tuple(torch.arange(36).split(5))
+
+        def log_prob(self, x):
+            return self.base.log_prob(x)
+
+        def local_difference(self, x, sites, new):
+            return self.base.local_difference(x, sites, new)
+
+    kernel, target = Metropolis(0.8), Finely()
+    state, _ = kernel.step(target, start(kernel, target, "cpu", torch.float32), 3)
+    with pysamp.backend("torch"):
+        expected, _ = kernel.step(target, start(kernel, target, "cpu", torch.float32), 3)
+    assert_same_state(state, expected)
+
+
+@pytest.mark.parametrize("kernel", [MALA(0.1), HMC(0.1), ULA(0.1), Metropolis(0.5)])
+@pytest.mark.parametrize(
+    ("log_prob", "error", "text"),
+    [
+        (
+            lambda x: -0.5 * (x.double() ** 2).sum(-1),
+            ValueError,
+            "the dtype of x, got torch.float64",
+        ),
+        (lambda x: -0.5 * (x**2).sum(-1, keepdim=True), ValueError, r"must return shape \(7,\)"),
+        (lambda x: torch.zeros(len(x), dtype=torch.int64), ValueError, "got torch.int64"),
+        (lambda x: None, TypeError, "must return a Tensor, got NoneType"),
+        (lambda x: (x**2).sum(), ValueError, r"must return shape \(7,\)"),
+    ],
+)
+def test_a_log_prob_of_another_kind_is_refused(kernel, log_prob, error, text):
+    from pysamp.target import FunctionTarget
+
+    for target in (FunctionTarget(log_prob, (2,)), Counted(FunctionTarget(log_prob, (2,)))):
+        with pytest.raises(error, match=text):
+            kernel.init(target, torch.ones(7, 2), seed=0)
+
+
+def test_step_sizes_of_another_kind_are_refused():
+    for bad in (True, "0.1"):
+        with pytest.raises(TypeError, match="step_size must be a positive number"):
+            MALA(bad)
+    with pytest.raises(ValueError, match="n_leapfrog must be a positive integer, got True"):
+        HMC(0.1, True)
+    with pytest.raises(ValueError, match="factor must be finite and exceed 1, got inf"):
+        Multiplicative(factor=float("inf"))
+    assert torch.equal(MALA([0.1, 0.2]).step_size, torch.tensor([0.1, 0.2]))
+    assert MALA(1).step_size == 1.0
+
+
+def test_a_target_first_used_in_inference_mode_still_has_gradients():
+    for target in (Phi4Chain(6, h=0.123), EightGaussians()):
+        with torch.inference_mode():
+            target.log_prob(torch.zeros(2, *target.event_shape))
+        x = torch.ones(2, *target.event_shape, requires_grad=True)
+        target.log_prob(x).sum().backward()
+        assert x.grad.abs().sum() > 0

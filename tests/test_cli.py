@@ -332,9 +332,9 @@ def test_doctor(capsys, monkeypatch):
     def one_wrong():
         return [("phi4", "cpu", "float32", False, "largest difference 0.5")]
 
-    monkeypatch.setattr(_native, "_backend", "native")
     monkeypatch.setattr(selftest.ops, "selftest", one_wrong)
-    code, out, _ = call(capsys, "doctor")
+    with _native.backend("native"):
+        code, out, _ = call(capsys, "doctor")
     assert code == 1
     assert "phi4 on cpu in float32: largest difference 0.5" in " ".join(out.split())
     assert "mend" in out

@@ -60,7 +60,8 @@ def emulated(tmp_path_factory):
 @pytest.fixture
 def on_emulator(emulated, monkeypatch):
     monkeypatch.setattr(_native, "_cpu", emulated)
-    monkeypatch.setattr(_native, "_backend", "native")
+    with pysamp.backend("native"):
+        yield
 
 
 @pytest.mark.parametrize("name", sorted(ops.TABLE))

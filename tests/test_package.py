@@ -172,3 +172,25 @@ def test_names_do_not_depend_on_what_was_imported_first():
 def test_headers_are_at_hand():
     headers = {p.name for p in pathlib.Path(pysamp.include_path()).glob("*.h")}
     assert {"bindings.h", "chains.h", "energy.h", "hd.h", "launch.h", "philox.h"} <= headers
+
+
+def test_a_backend_is_chosen_for_one_thread_alone():
+    import threading
+
+    inside, leave, seen = threading.Event(), threading.Event(), []
+
+    def other():
+        with pysamp.backend("torch"):
+            inside.set()
+            leave.wait(10)
+            seen.append(_native.backend_name())
+
+    before = _native.backend_name()
+    thread = threading.Thread(target=other)
+    thread.start()
+    inside.wait(10)
+    assert _native.backend_name() == before
+    leave.set()
+    thread.join()
+    assert seen == ["torch"]
+    assert _native.backend_name() == before

@@ -202,7 +202,7 @@ def test_square_roots_are_correctly_rounded(dtype):
         ({"stream": "noise"}, "got 'noise'"),
         ({"substep": 2**24}, "substep must lie in"),
         ({"first_chain": -1}, "first_chain must keep chains below"),
-        ({"first": -1}, "first must not be negative, got -1"),
+        ({"first": -1}, "first must not be negative, .*got -1"),
         (
             {"dtype": torch.float16},
             "dtype must be torch.float32 or torch.float64, got torch.float16",
@@ -215,3 +215,19 @@ def test_bad_addresses(change, text):
     arguments = {"shape": (2, 3), "seed": 0, **change}
     with pytest.raises(ValueError, match=text):
         rng.normal(arguments.pop("shape"), **arguments)
+
+
+def test_numbers_beyond_the_block_counter_are_refused(dtype, native, device):
+    per_block = 4 if dtype == torch.float32 else 2
+    last = per_block * 2**32
+    rng.normal((1, 4), seed=1, first=last - 4, dtype=dtype, device=device)
+    for first in (last - 3, 2**63 - 8):
+        with pytest.raises(ValueError, match="must keep blocks of"):
+            rng.normal((1, 4), seed=1, first=first, dtype=dtype, device=device)
+        with pytest.raises(ValueError, match=r"first: the counter ends at 2\^32 blocks"):
+            native.normal(torch.empty(1, 4, dtype=dtype, device=device), 1, 0, 0, 0, first)
+    out = torch.empty(1, 4, dtype=dtype, device=device)
+    with pytest.raises(ValueError, match="step: the counter ends"):
+        native.normal(out, 1, 2**62, 0, 0, 0)
+    with pytest.raises(ValueError, match="first_chain: the counter ends"):
+        native.normal(out, 1, 0, 0, 2**63 - 1, 0)

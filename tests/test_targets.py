@@ -557,7 +557,7 @@ def test_log_prob_and_score_refuses_what_it_cannot_differentiate():
     cases = {
         "not differentiable": lambda x: x.detach().sum(1),
         "shape": lambda x: -x.pow(2),
-        "floating": lambda x: (x > 0).sum(1),
+        "the dtype of x": lambda x: (x > 0).sum(1),
         "Tensor": lambda x: 1.0,
     }
     for message, fn in cases.items():

@@ -21,16 +21,19 @@ from pysamp.mcmc.base import Info, State, replace
 from pysamp.target import Counted, NativeEnergy, Target, Tempered, Tilted
 
 NO_ADAPTATION = (1.0, 0.0, 0.0, 0.0)
+MAX_COLOURS = 4  # Colours::kMax of csrc/chains.h; more are swept in torch
 
 
 @functools.lru_cache(maxsize=128)
 def _params_on(params: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(params, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # what is kept must serve autograd too
+        return torch.tensor(params, dtype=dtype, device=device)
 
 
 @functools.lru_cache(maxsize=128)
 def _table_on(table: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(table, dtype=torch.int32, device=device)
+    with torch.inference_mode(False):
+        return torch.tensor(table, dtype=torch.int32, device=device)
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def sites(
     """n sweeps of single-site moves: the new x and what is known of it, or None without a native path."""
     found = plan(target, state.x)
     call = found.function("sites") if found is not None else None
-    if found is None or call is None:
+    if found is None or call is None or len(starts) > MAX_COLOURS + 1:
         return None
     rows, device = state.n_chains, state.x.device
     x = state.x.reshape(rows, -1).contiguous()

@@ -37,8 +37,8 @@ class HMC:
     n_leapfrog: int = 10
 
     def __post_init__(self) -> None:
-        check_scale(self.step_size, "step_size")
-        if not isinstance(self.n_leapfrog, int) or self.n_leapfrog < 1:
+        object.__setattr__(self, "step_size", check_scale(self.step_size, "step_size"))
+        if type(self.n_leapfrog) is not int or self.n_leapfrog < 1:
             raise ValueError(f"n_leapfrog must be a positive integer, got {self.n_leapfrog}")
 
     def init(self, target: Target, x: Tensor, *, seed: int, first_chain: int = 0) -> State:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,8 +123,8 @@ class Multiplicative:
             raise ValueError(
                 f"target ± tolerance must lie in (0, 1), got {self.target} ± {self.tolerance}"
             )
-        if not self.factor > 1:
-            raise ValueError(f"factor must exceed 1, got {self.factor}")
+        if not 1 < self.factor < math.inf:
+            raise ValueError(f"factor must be finite and exceed 1, got {self.factor}")
         if not self.cap > 0:
             raise ValueError(f"cap must be positive, got {self.cap}")
 
@@ -149,7 +150,7 @@ class MALA:
     adapt: Multiplicative | None = None
 
     def __post_init__(self) -> None:
-        check_scale(self.step_size, "step_size")
+        object.__setattr__(self, "step_size", check_scale(self.step_size, "step_size"))
 
     def init(self, target: Target, x: Tensor, *, seed: int, first_chain: int = 0) -> State:
         return start(target, x, seed, first_chain)
@@ -227,7 +228,7 @@ class ULA:
             raise ValueError(
                 "step_size must be given for ULA, got None: it has no acceptance to adapt it by"
             )
-        check_scale(self.step_size, "step_size")
+        object.__setattr__(self, "step_size", check_scale(self.step_size, "step_size"))
 
     def init(self, target: Target, x: Tensor, *, seed: int, first_chain: int = 0) -> State:
         return start(target, x, seed, first_chain)
@@ -260,13 +261,16 @@ class ULA:
         return new, collect.info()
 
 
-def check_scale(value: Tensor | float | None, name: str) -> None:
-    """A step size or width is None, a positive number, or a tensor of them."""
+def check_scale(value: Any, name: str) -> Tensor | float | None:
+    """A step size or width: None, a positive number, or positive numbers (a tensor, also from a list)."""
     if value is None:
-        return
+        return None
+    if isinstance(value, (bool, str)):
+        raise TypeError(f"{name} must be a positive number or a tensor of them, got {value!r}")
     tensor = torch.as_tensor(value)
     if not bool(((tensor > 0) & torch.isfinite(tensor)).all()):
         raise ValueError(f"{name} must be positive and finite, got {value}")
+    return value if isinstance(value, (Tensor, float)) else tensor if tensor.ndim else float(value)
 
 
 def needed(value: Tensor | float | None, name: str) -> Tensor | float:

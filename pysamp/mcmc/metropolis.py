@@ -17,7 +17,7 @@ from torch import Tensor
 from pysamp.mcmc import fused
 from pysamp.mcmc.base import Info, State, check_start, check_steps, columns, per_chain, replace
 from pysamp.mcmc.langevin import Collect, Numbers, acceptance, check_scale, needed
-from pysamp.target import HasLocal, Target
+from pysamp.target import HasLocal, Target, log_prob_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Metropolis:
     moves: Literal["auto", "site", "all"] = "auto"
 
     def __post_init__(self) -> None:
-        check_scale(self.width, "width")
+        object.__setattr__(self, "width", check_scale(self.width, "width"))
         if self.moves not in ("auto", "site", "all"):
             raise ValueError(f"moves must be 'auto', 'site' or 'all', got {self.moves!r}")
 
@@ -49,8 +49,7 @@ class Metropolis:
 
     def init(self, target: Target, x: Tensor, *, seed: int, first_chain: int = 0) -> State:
         self.by_site(target)
-        with torch.no_grad():
-            log_prob = target.log_prob(x)
+        log_prob = log_prob_of(target, x)
         check_start(log_prob, first_chain)
         return State(x, log_prob, None, seed, 0, first_chain)
 
@@ -72,8 +71,7 @@ class Metropolis:
             u = numbers.uniform(step, tuple(x.shape))
             log_u = numbers.log_uniform(step, 1, first=math.prod(x.shape[1:]))[:, 0]
             x_new = x + columns(width, x) * (u * 2.0 - 1.0)
-            with torch.no_grad():
-                log_prob_new = target.log_prob(x_new)
+            log_prob_new = log_prob_of(target, x_new)
             log_ratio = log_prob_new - log_prob
             probability, finite = acceptance(log_ratio)
             move = (log_u < log_ratio) & finite
@@ -113,11 +111,10 @@ def _sweeps(
         x, info = _sweeps_torch(target, state, n, thin, width, colours, starts)
     else:
         x, info = done
-    with torch.no_grad():
-        log_prob = target.log_prob(x)
-        if info.x is not None:
-            kept = [target.log_prob(info.x[:, k]) for k in range(info.x.shape[1])]
-            info = info._replace(log_prob=torch.stack(kept, dim=1))
+    log_prob = log_prob_of(target, x)
+    if info.x is not None:
+        kept = [log_prob_of(target, info.x[:, k]) for k in range(info.x.shape[1])]
+        info = info._replace(log_prob=torch.stack(kept, dim=1))
     return replace(state, x=x, log_prob=log_prob, step=state.step + n), info
 
 

@@ -174,14 +174,18 @@ class GaussianMixture:
         """
         key = (x.device, x.dtype)
         if key not in self._copies:
-            parts = (self.means, self._factor, self._whitener, self._log_scale)
-            copies = tuple(part.to(x) for part in parts)
-            if self.covariances.ndim < 3:
-                means, _, precision, log_scale = copies
-                params = torch.cat([log_scale, means.reshape(-1), precision.reshape(-1)])
-                copies += (params, torch.empty(0, dtype=torch.int32, device=x.device))
-            self._copies[key] = copies
+            with torch.inference_mode(False):  # what is kept must serve autograd too
+                self._copies[key] = self._converted(*key)
         return self._copies[key]
+
+    def _converted(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        parts = (self.means, self._factor, self._whitener, self._log_scale)
+        copies = tuple(part.to(device=device, dtype=dtype) for part in parts)
+        if self.covariances.ndim < 3:
+            means, _, precision, log_scale = copies
+            params = torch.cat([log_scale, means.reshape(-1), precision.reshape(-1)])
+            copies += (params, torch.empty(0, dtype=torch.int32, device=device))
+        return copies
 
 
 def _float64(value: Tensor, name: str) -> Tensor:

@@ -83,10 +83,11 @@ class _Field:
 def _tensors(
     native: NativeEnergy, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    return (
-        torch.tensor(native.params, dtype=dtype, device=device),
-        torch.tensor(native.table, dtype=torch.int32, device=device),
-    )
+    with torch.inference_mode(False):  # what is kept must serve autograd too
+        return (
+            torch.tensor(native.params, dtype=dtype, device=device),
+            torch.tensor(native.table, dtype=torch.int32, device=device),
+        )
 
 
 def _finite(**values: float) -> None:
