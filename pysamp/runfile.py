@@ -30,6 +30,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from torch import Tensor
 
 Key = tuple[str, ...]
+_WORDS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")  # a name, and <<
 
 
 class RunFileError(ValueError):
@@ -147,6 +148,7 @@ def _build_run(tree: dict[str, Any]) -> Run:
 def _parse(text: str, file: str, places: dict[Key, str]) -> dict[str, Any]:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _mark(node, (), file, places)
         tree = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -155,22 +157,32 @@ def _parse(text: str, file: str, places: dict[Key, str]) -> dict[str, Any]:
         raise RunFileError((), f"not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(tree, dict):
         raise RunFileError((), "a run file is a mapping such as target: {name: …}")
-    _mark(node, (), file, places)
     return tree
 
 
-def _mark(node: Any, key: Key, file: str, places: dict[Key, str]) -> None:
-    """Note the line of every key; a key given twice is an error, which YAML itself passes over."""
+def _mark(
+    node: Any, key: Key, file: str, places: dict[Key, str], above: tuple[Any, ...] = ()
+) -> None:
+    """Note the line of every key, and refuse what YAML passes over: a key that is no word or is given
+    twice, and an anchor inside its own value."""
+    if node in above:
+        raise RunFileError(key, f"{'.'.join(key)} contains itself")
+    above = (*above, node)
+    if isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            _mark(item, (*key, str(i)), file, places, above)
     if not isinstance(node, yaml.MappingNode):
         return
     for name, value in node.value:
-        inner = (*key, str(name.value))
         place = f"{file}, line {name.start_mark.line + 1}"
+        if name.tag not in _WORDS:
+            raise RunFileError(key, f"line {name.start_mark.line + 1}: keys must be words")
+        inner = (*key, name.value)
         twice = inner in places
         places[inner] = place
         if twice:
             raise RunFileError(inner, f"{'.'.join(inner)} is given twice")
-        _mark(value, inner, file, places)
+        _mark(value, inner, file, places, above)
 
 
 def _override(tree: dict[str, Any], text: str, places: dict[Key, str]) -> None:
@@ -181,6 +193,7 @@ def _override(tree: dict[str, Any], text: str, places: dict[Key, str]) -> None:
             (), f"an override is key=value, such as sampler.step_size=0.02, got {text!r}"
         )
     try:
+        _mark(yaml.compose(raw, Loader=yaml.SafeLoader), key, f"-o {text}", {})
         value = yaml.safe_load(raw)
     except yaml.YAMLError:
         raise RunFileError((), f"the value of the override {text!r} is not valid YAML") from None
@@ -298,7 +311,7 @@ def _build(spec: Any, key: Key, known: Mapping[str, Maker], kind: str) -> Any:
     if "name" not in spec:
         raise RunFileError(key, f"{where}.name is missing: {kind}s are {', '.join(sorted(known))}")
     name = spec.pop("name")
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise RunFileError((*key, "name"), f"{where}.name: {unknown_name(kind, name, known)}")
     make = known[name]
     parameters = {

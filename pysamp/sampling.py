@@ -23,6 +23,7 @@ from pysamp.mcmc.base import Kernel
 from pysamp.plan import (
     BLOCK_BYTES,
     N_CHAINS,
+    WORDS,
     Plan,
     check_kernel,
     check_seed,
@@ -109,6 +110,8 @@ def sample(
             if value is not None and value is not none:
                 raise ValueError(f"{name}={value} has no meaning for {type(sampler).__name__}")
         n = positive(n_chains, "n_chains", N_CHAINS) * positive(n_draws, "n_draws", 1)
+        if n > WORDS:
+            raise ValueError(f"n_chains * n_draws must be at most 2**32 draws, got {n}")
         return _independent(t, sampler, n, check_seed(seed), here, device, dtype, out)
     raise TypeError(
         "sampler must be a kernel (init and step) or a sampler (sample), "

@@ -311,7 +311,6 @@ def open_part(
                     dtype=str(dtype).removeprefix("torch."),
                     fill_value=float("nan"),  # zero would look like a draw
                     compressors=None,  # mantissas of random numbers do not compress
-                    config={"write_empty_chunks": True},  # a chunk of NaN is there, or it is lost
                     dimension_names=["chain", "draw", *event],
                 )
             for made in [folder.parent, folder.parent / "zarr.json", folder, *folder.rglob("*")]:
@@ -385,7 +384,8 @@ def _join(arrays: list[zarr.Array], first: int, last: int) -> Tensor:
 def _open(path: Path, mode: Literal["r", "r+"], n_draws: int) -> zarr.Array:
     """The array in a folder, after a look for the file of every chunk below n_draws, and its size."""
     with reading(path):
-        array = zarr.open_array(path, mode=mode, config={"write_empty_chunks": True})
+        with zarr.config.set({"array.write_empty_chunks": True}):  # NaN is there, or it is lost
+            array = zarr.open_array(path, mode=mode)
         size = math.prod(array.chunks) * array.dtype.itemsize
     for first in range(0, n_draws, array.chunks[1]):
         at = ["0", str(first // array.chunks[1]), *["0"] * (array.ndim - 2)]

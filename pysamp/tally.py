@@ -62,7 +62,10 @@ def merge_info(counts: list[int], tallies: list[Tally]) -> dict[str, Any]:
     info["seconds"] = max(tally.seconds for tally in tallies)
     for key, value in tallies[0].once.items():
         rows = [tally.once[key] for tally in tallies]
-        per_row = isinstance(value, Tensor) and value.ndim > 0
+        per_row = all(
+            isinstance(row, Tensor) and row.ndim > 0 and row.shape[0] == n
+            for row, n in zip(rows, counts, strict=True)
+        )
         info[key] = torch.cat(rows) if per_row else value
     return info
 

@@ -158,6 +158,38 @@ def test_wrong_files_and_overrides(tiny, tmp_path):
     assert "n_draws is 60" in refusal(tiny, "n_draws.x=1")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("target: {name: [Phi4Chain]}\nsampler: MALA\n", "unknown target ['Phi4Chain']"),
+        ("sampler: MALA\n1: 2\n", "line 2: keys must be words"),
+        ("sampler: MALA\n? [a, b]\n: 2\n", "line 2: keys must be words"),
+        ("target: &a {name: Tempered, base: *a}\nsampler: MALA\n", "target.base contains itself"),
+        ("target: &a [1, *a]\nsampler: MALA\n", "target.1 contains itself"),
+    ],
+)
+def test_yaml_that_is_no_run_file_is_one_error(tmp_path, text, words):
+    assert words in refusal(write(tmp_path, text))
+
+
+def test_odd_yaml_of_overrides(tiny):
+    assert "contains itself" in refusal(tiny, "target=&a {name: Tempered, base: *a}")
+    assert "keys must be words" in refusal(tiny, "target={1: 2}")
+
+
+def test_lists_may_hold_mappings_and_keys_may_be_merged(tmp_path):
+    run = runfile.load(
+        write(
+            tmp_path,
+            """
+            target: {name: Phi4, shape: [4], kappa: 0.2, lam: 1}
+            sampler: &s {name: MALA, <<: {step_size: 0.3}}
+            """,
+        )
+    )
+    assert run.sampler.step_size == 0.3
+
+
 def test_every_public_sampler_and_target_can_be_named():
     assert {"MALA", "ULA", "HMC", "Metropolis", "ParallelTempering"} <= set(runfile.samplers())
     found = runfile.targets()
@@ -225,6 +257,18 @@ def test_other_ranks_are_silent(capsys, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert call(capsys, "run", tiny, "--out", tmp_path / "r") == (0, "", "")
     assert call(capsys, "run", tmp_path / "absent.yaml") == (2, "", "")
+
+
+def test_a_rank_that_is_no_number_is_an_error_of_one_line_where_it_matters(
+    capsys, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RANK", "x")
+    code, out, err = call(capsys, "targets")
+    assert (code, err) == (0, "") and "Phi4Chain" in out
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, out, err = call(capsys, "run", tiny, "--out", tmp_path / "a")
+    assert (code, out) == (2, "")
+    assert err == "error: RANK must be set by torchrun to a number, got 'x'\n"
 
 
 def test_missing_kernels_that_were_demanded_are_an_error_of_one_line(capsys, monkeypatch):

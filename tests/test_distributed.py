@@ -29,6 +29,7 @@ from pysamp.mcmc.langevin import MALA
 from pysamp.mcmc.tempering import ParallelTempering
 from pysamp.samples import Samples
 from pysamp.sampling import resume, sample
+from pysamp.target import Tempered
 from pysamp.targets.mixture import GaussianMixture
 
 SIZES = {"n_chains": 6, "n_draws": 30, "warmup": 20, "seed": 1, "progress": False}
@@ -76,6 +77,16 @@ def main(root: Path) -> None:
 
         return work
 
+    def per_chain() -> None:
+        """A wrapper and a step size with a value for each chain are cut as the chains are."""
+        target = Tempered(mixture(), torch.linspace(0.1, 1, 6))
+        kernel = MALA(step_size=torch.linspace(0.05, 0.3, 6))
+        s = sample(target, kernel, **SIZES)
+        streamed = sample(target, kernel, **SIZES, out=root / f"per_chain{world().size}")
+        assert torch.equal(streamed.x, s.x)
+        assert torch.equal(s.info["scale"], torch.linspace(0.05, 0.3, 6))
+        s.save(root / f"per_chain{world().size}.{world().rank}")
+
     def rows() -> None:
         here = world()
         for counts in ([2, 0, 3], [0, 0, 1]):
@@ -107,6 +118,7 @@ def main(root: Path) -> None:
 
     codes = {f"run{size}": on_ranks(size, run(size)) for size in (1, 2, 4)}
     codes["ladder"] = on_ranks(1, run(1, True)) + on_ranks(4, run(4, True))
+    codes["per_chain"] = on_ranks(1, per_chain) + on_ranks(4, per_chain)
     codes["rows"] = on_ranks(3, rows)
     codes["killed"] = on_ranks(2, killed)
     codes["go_on"] = on_ranks(1, go_on)
@@ -154,6 +166,14 @@ def test_draws_do_not_depend_on_the_number_of_processes(root, ladder):
             root / f"run{size}{ladder}"
         )  # a finished run of any size reads in one process
         assert torch.equal(folder.x, one.x)
+
+
+def test_values_for_each_chain_are_shared_out_with_the_chains(root):
+    assert set(code_of(root, "per_chain")) == {0}, (root / "stderr").read_text()
+    one = Samples.load(root / "per_chain1.0")
+    assert one.x[0].std() > 1.5 * one.x[5].std() > 0.1  # β = 0.1 and 1
+    assert torch.equal(Samples.load(root / "per_chain4.3").x, one.x)
+    assert torch.equal(resume(root / "per_chain4").x, one.x)
 
 
 def test_rows_are_gathered_in_global_order_with_unequal_and_empty_shares(root):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 
 import pytest
@@ -13,10 +14,13 @@ from pysamp import chains, plan, rng, store
 from pysamp.mcmc.base import Info, State
 from pysamp.mcmc.langevin import MALA, ULA
 from pysamp.mcmc.metropolis import Metropolis
+from pysamp.mcmc.tempering import ParallelTempering
 from pysamp.plan import Plan
 from pysamp.samples import Samples
 from pysamp.sampling import resume, sample
+from pysamp.target import Target, Tempered, Tilted
 from pysamp.targets.mixture import GaussianMixture
+from pysamp.targets.phi4 import Phi4Chain
 
 quick = {"n_chains": 8, "n_draws": 50, "warmup": 20, "progress": False}
 
@@ -113,7 +117,86 @@ def test_target_may_make_its_own_start():
     assert torch.allclose(s.x[:, 0, 0], torch.arange(5.0).cos(), atol=1e-3)
 
 
+def test_start_that_is_being_differentiated_leaves_no_graph():
+    x0 = torch.full((4, 2), 0.5, requires_grad=True)
+    for kernel in (MALA(step_size=0.1), Metropolis(width=0.5)):
+        s = sample(skewed, kernel, event_shape=(2,), x0=x0, n_draws=3, warmup=2, progress=False)
+        assert not s.x.requires_grad
+        assert not s.log_prob.requires_grad
+
+
+# ------------------------------------------------------------------------- values for each chain
+def test_a_beta_for_each_chain_gives_each_its_own_width(tmp_path):
+    """x ~ N(1, v/β): chain by chain, in memory and through a folder."""
+    beta = torch.tensor([0.25, 1.0, 4.0, 16.0]).repeat(16)
+    target = Tempered(normal_target(1), beta)
+    sizes = {"n_chains": 64, "n_draws": 300, "warmup": 100, "progress": False}
+    step = 0.25 / beta  # of the order of the variance
+    s = sample(target, MALA(step_size=step), **sizes)
+    for part in range(4):
+        draws = s.x[part::4, ::10, 0].double()  # decorrelated: 16 chains of 30
+        size = draws.numel()
+        variance = 0.25 / float(beta[part])
+        assert abs(float(draws.mean()) - 1) < 5 * math.sqrt(2 * variance / size)
+        assert abs(float(draws.var()) / variance - 1) < 5 * math.sqrt(2 * 2 / size)
+    again = sample(target, MALA(step_size=step), **sizes, out=tmp_path / "run")
+    assert torch.equal(again.x, s.x)
+    assert torch.equal(resume(tmp_path / "run").x, s.x)
+
+
+def test_a_centre_for_each_chain_pulls_each_to_its_own_place():
+    """A tilt of precision 1/v halves the variance and doubles the pull: mean (1 + centre)/2."""
+    centre = torch.linspace(-3, 3, 8)[:, None].expand(8, 2).contiguous()
+    for precision in (4.0, torch.full((8,), 4.0)):
+        target = Tilted(normal_target(), centre, precision)
+        s = sample(target, MALA(), n_chains=8, n_draws=2000, warmup=200, progress=False)
+        error = math.sqrt(0.125 * 3 / 2000)  # a correlation time of about 3
+        assert float((s.x.mean(1) - (1 + centre) / 2).abs().max()) < 5 * error
+
+
+def wrapped(n: int) -> list[tuple[str, Target]]:
+    chain = Phi4Chain(4)
+    return [
+        ("beta of Tempered", Tempered(chain, torch.linspace(0.2, 1, n))),
+        ("centre of Tilted", Tilted(chain, torch.zeros(n, 4), 1.0)),
+        ("precision of Tilted", Tempered(Tilted(chain, torch.zeros(4), torch.ones(n)), 0.5)),
+    ]
+
+
+def test_values_for_each_chain_are_counted():
+    for name, target in wrapped(8):
+        s = sample(target, MALA(), n_chains=8, n_draws=5, warmup=10, progress=False)
+        assert s.x.std() > 0.1
+        with pytest.raises(ValueError, match=f"{name} has 8 rows, but n_chains is 6"):
+            sample(target, MALA(), n_chains=6, progress=False)
+        with pytest.raises(ValueError, match=f"{name} must be one for all chains with Parallel"):
+            sample(target, ParallelTempering(MALA()), n_chains=8, progress=False)
+
+
 # ------------------------------------------------------------------------- blocks
+def test_a_draw_of_many_steps_is_made_in_several_calls(monkeypatch):
+    """One call would hold off an interrupt for all of thin, and count in float32 beyond 2^24."""
+    sizes = {**quick, "n_draws": 4, "thin": 25}
+    whole = sample(normal_target(), MALA(step_size=0.3), **sizes)
+    assert 1 << 10 <= chains.CALL_STEPS <= 1 << 22
+    monkeypatch.setattr(chains, "CALL_STEPS", 10)
+    monkeypatch.setattr(plan, "BLOCK_STEPS", 10)
+    made: list[int] = []
+    step = MALA.step
+
+    def watched(kernel, target, state, n=1, *, thin=None):
+        made.append(n)
+        return step(kernel, target, state, n, thin=thin)
+
+    monkeypatch.setattr(MALA, "step", watched)
+    parts = sample(normal_target(), MALA(step_size=0.3), **sizes)
+    assert made == [20] + [10, 10, 5] * 4  # warm-up, then the draws
+    assert torch.equal(parts.x, whole.x)
+    assert parts.info["evaluations"] == whole.info["evaluations"]
+    assert torch.allclose(parts.info["accept"], whole.info["accept"], rtol=1e-6)
+    assert 0.05 < float(whole.info["accept"].mean()) < 0.999
+
+
 def test_draws_do_not_depend_on_blocks_or_checkpoints(monkeypatch, tmp_path):
     whole = sample(normal_target(), MALA(), **quick)
     for steps, seconds in ((7, 0.0), (7, 1e9), (1, 0.0)):
@@ -236,6 +319,49 @@ def test_bias_of_ula_is_noted():
     assert any("no accept/reject step" in note for note in s.summary().notes)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"thin": 2**64}, {"n_draws": 2**70}, {"warmup": 2**32}, {"n_draws": 2**31, "thin": 2}],
+)
+def test_more_steps_than_the_counter_has_are_refused_at_once(change):
+    sizes = {**quick, **change}
+    text = "{warmup} + {n_draws} * {thin}".format(**{"thin": 1, **sizes})
+    with pytest.raises(
+        ValueError, match=f"at most 4294967296 steps of MALA, got {re.escape(text)}"
+    ):
+        sample(normal_target(), MALA(step_size=0.1), **sizes)
+
+
+def test_counters_of_a_ladder_are_used_up_by_its_rungs_and_its_steps_between_swaps():
+    ladder = ParallelTempering(MALA(step_size=0.1), n_rungs=4, swap_every=8)
+    with pytest.raises(ValueError, match=r"steps of ParallelTempering, got 20 \+ 536870912 \* 1"):
+        sample(normal_target(), ladder, **{**quick, "n_draws": 2**29})
+    with pytest.raises(ValueError, match=r"n_chains .* 2\*\*32 in all, got 2147483648 of 4 rungs"):
+        sample(normal_target(), ladder, **{**quick, "n_chains": 2**31})
+    with pytest.raises(ValueError, match=r"n_chains must be at most 2\*\*32, got 4294967297"):
+        sample(normal_target(), MALA(step_size=0.1), **{**quick, "n_chains": 2**32 + 1})
+    with pytest.raises(ValueError, match=r"n_chains \* n_draws must be at most 2\*\*32 draws"):
+        sample(normal_target(), Exact(), n_draws=2**40)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "shapes"),
+    [
+        (MALA(torch.full((3,), 0.1)), r"\(8,\), got \(3,\)"),
+        (ULA(torch.full((3,), 0.1)), r"\(8,\), got \(3,\)"),
+        (Metropolis(torch.full((8, 1), 0.1)), r"\(8,\), got \(8, 1\)"),
+        (
+            ParallelTempering(MALA(torch.full((3,), 0.1)), n_rungs=4),
+            r"\(4,\) or \(8, 4\), got \(3,\)",
+        ),
+    ],
+)
+def test_scales_that_do_not_fit_are_refused_before_a_folder_is_made(kernel, shapes, tmp_path):
+    with pytest.raises(ValueError, match=f"the step size or width of .* have shape {shapes}"):
+        sample(normal_target(), kernel, **quick, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # ------------------------------------------------------------------------- samplers
 @dataclass(frozen=True)
 class Exact:
@@ -335,5 +461,10 @@ def test_a_target_that_couples_its_rows_is_refused(kernel):
     def coupled(x):
         return -((x - x.mean(0)) ** 2).sum(1)
 
-    with pytest.raises(ValueError, match="depends on the other rows of the batch"):
-        sample(coupled, kernel, event_shape=(3,), n_chains=5, n_draws=4, progress=False)
+    def normalised(x):
+        return -((x - x.mean(0)) ** 2 / x.var(0)).sum(1)
+
+    same = {"x0": torch.zeros(5, 3)}
+    for target, more in ((coupled, {}), (normalised, {}), (coupled, same)):
+        with pytest.raises(ValueError, match="depends on the other rows of the batch"):
+            sample(target, kernel, event_shape=(3,), n_chains=5, n_draws=4, progress=False, **more)

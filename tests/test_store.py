@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,6 +267,153 @@ def test_two_writers_of_one_part_are_refused(done):
         pass
     with store.lock(path, 0), store.lock(path, 1):
         pass
+
+
+# ------------------------------------------------------------------------- changed and damaged
+def edit(path: Path, change) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def half(tmp_path, monkeypatch):
+    """A run that was interrupted after 8 of its draws."""
+    path = tmp_path / "half"
+    monkeypatch.setattr(plan, "BLOCK_STEPS", 8)  # 4 draws of 2 steps
+    monkeypatch.setattr(chains, "CHECKPOINT_SECONDS", 0.0)
+    step, calls = MALA.step, [0]
+
+    def dies(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == 4:  # after warm-up and two blocks
+            raise KeyboardInterrupt
+        return step(*args, **kwargs)
+
+    with monkeypatch.context() as m:
+        m.setattr(MALA, "step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            sample(mixture(), MALA(step_size=0.1), out=path, **SIZES)
+    assert store.load_checkpoint(path, 0).n_draws == 8
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "was"),
+    [("thin", 1, 2), ("n_chains", 8, 5), ("seed", 4, 3), ("n_draws", 8, 22)],
+)
+def test_manifest_changed_under_a_run_is_refused_with_the_difference(half, key, value, was):
+    edit(half, lambda m: m["config"].update({key: value}))
+    for use in (resume, store.read):
+        with pytest.raises(ValueError, match=f"config.{key}: recorded {was}, given {value}"):
+            use(half)
+    edit(half, lambda m: m["config"].update({key: was}))
+    whole = sample(mixture(), MALA(step_size=0.1), **SIZES)
+    assert same(resume(half, progress=False), whole)
+
+
+def test_sampler_changed_in_the_manifest_is_refused(done):
+    path, _ = done
+    edit(path, lambda m: m["config"]["sampler"]["fields"].update(step_size=0.2))
+    with pytest.raises(ValueError, match=r"sampler\.step_size: recorded 0\.1, given 0\.2"):
+        resume(path)
+
+
+def chunk(path: Path, name: str, k: int) -> Path:
+    deeper = ["0"] if name == "x" else []
+    return path.joinpath("draws.zarr", "rank0", name, "c", "0", str(k), *deeper)
+
+
+@pytest.mark.parametrize("name", ["x", "log_prob"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: os.truncate(file, 8)])
+def test_draws_that_are_missing_are_refused(half, name, damage):
+    file = chunk(half, name, 1)
+    content = file.read_bytes()
+    damage(file)
+    for use in (store.read, resume):
+        with pytest.raises(ValueError, match=rf"draws 4 to 7 are missing: .*{name}/c/0/1.* not wh"):
+            use(half)
+    file.write_bytes(content)
+    chunk(half, name, 2).unlink(missing_ok=True)  # not yet counted on
+    whole = sample(mixture(), MALA(step_size=0.1), **SIZES)
+    assert same(resume(half, progress=False), whole)
+    file.unlink()
+    with pytest.raises(ValueError, match="draws 4 to 7 are missing"):
+        resume(half)
+
+
+def test_draws_that_are_not_a_number_are_not_missing(tmp_path):
+    """A sampler may fail and say so; its NaN are read back as they are."""
+    samples = Samples(torch.full((3, 2, 1), torch.nan), torch.full((3, 2), torch.nan))
+    store.create(tmp_path / "run", {}, [(0, 3)])
+    store.save_whole(tmp_path / "run", samples, 1 << 20)
+    assert store.read(tmp_path / "run").x.isnan().all()
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 4, b"\xff" * 50, "half"])
+def test_damaged_checkpoint_is_named(half, content):
+    file = half / "checkpoint" / "rank0.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    for use in (resume, store.read):
+        with pytest.raises(ValueError, match=r"rank0\.safetensors is damaged: "):
+            use(half)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[1, 2]", b"{", b"\xff\xfe", b"{}", b'{"format": 1, "status": "done"}']
+)
+def test_damaged_manifest_is_named(done, content):
+    path, _ = done
+    (path / "manifest.json").write_bytes(content)
+    for use in (resume, store.read):
+        with pytest.raises(ValueError, match=r"manifest\.json is damaged: "):
+            use(path)
+
+
+@pytest.mark.parametrize("entry", ["status", "config", "parts", "versions", "block", "info"])
+def test_entry_that_the_manifest_lacks_is_named(half, entry):
+    edit(half, lambda m: m.pop(entry))
+    with pytest.raises(ValueError, match=rf"manifest\.json is damaged: .*{entry}"):
+        resume(half, progress=False)
+
+
+@pytest.mark.parametrize("entry", ["target", "sampler", "thin", "seed", "dtype"])
+def test_entry_that_the_configuration_lacks_is_named(half, entry):
+    edit(half, lambda m: m["config"].pop(entry))
+    with pytest.raises(ValueError, match=rf"manifest\.json is damaged: it has no entry '{entry}'"):
+        resume(half, progress=False)
+
+
+def test_lost_draws_and_files_in_place_of_folders_are_named(half, tmp_path):
+    shutil.rmtree(half / "draws.zarr")
+    for use in (resume, store.read):
+        with pytest.raises(ValueError, match=r"draws\.zarr/rank0/x is damaged: "):
+            use(half)
+    (tmp_path / "file").write_text("text")
+    for use in (resume, store.read):
+        with pytest.raises(FileNotFoundError, match="file is no run folder"):
+            use(tmp_path / "file")
+
+
+def test_run_that_failed_before_its_first_checkpoint_makes_way_for_another(tmp_path):
+    """A wrong start, or a density that raises, must not cost the name of the folder."""
+    path = tmp_path / "run"
+
+    def half_line(x: Tensor) -> Tensor:
+        return torch.where(x[:, 0] > 0, -x[:, 0], -torch.inf)
+
+    start = -torch.ones(5, 1)
+    arguments = {**SIZES, "event_shape": (1,), "out": path}
+    with pytest.raises(ValueError, match="log_prob = -inf"):
+        sample(half_line, MALA(step_size=0.1), x0=start, **arguments)
+    assert store.read_manifest(path)["status"] == "failed"
+    with pytest.raises(ValueError, match="log_prob = -inf"):
+        sample(half_line, MALA(step_size=0.1), x0=start, **arguments)
+    made = sample(harmonic, MALA(step_size=0.2), **arguments)
+    assert same(made, sample(harmonic, MALA(step_size=0.2), **{**arguments, "out": None}))
+    with pytest.raises(FileExistsError, match="another run"):
+        sample(harmonic, MALA(step_size=0.3), **arguments)
 
 
 # ------------------------------------------------------------------------- full disk

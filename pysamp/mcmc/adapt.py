@@ -25,6 +25,7 @@ from pysamp.target import Target
 
 SEARCH_FACTOR = 4.0  # between the trial scales of the search; dual averaging does the rest
 LOWEST, HIGHEST = 1e-14, 1e8  # scales tried, relative to the initial one
+STUCK = 0.01  # mean acceptance of a chain over a few steps, below which it stands still
 REST = 3  # the last third of a warm-up runs at the scale found
 BLOCK = 32  # steps of one fused call where nothing is adapted
 
@@ -103,9 +104,11 @@ def warm_up(
     """Make n_steps steps and return the kernel with the scale found, the state, and a report.
 
     A kernel without a scale, or with one given, only runs. Otherwise a coarse search brackets the
-    acceptance aimed at; dual averaging goes on from there, beginning afresh in windows that double
-    in length, to forget the way in from the starting points; and the last third of the steps runs
-    at the averaged scale. A ladder is spaced anew at the end of each window but the last.
+    acceptance aimed at; chains that started where this scale is too large to move are freed by
+    smaller ones, as they would not be seen in a mean over chains; dual averaging goes on from there,
+    beginning afresh in windows that double in length, to forget the way in from the starting points;
+    and the last third of the steps runs at the averaged scale. A ladder is spaced anew at the end of
+    each window but the last.
 
     gather: rows of this process -> rows of all processes in global order; None for one process.
     progress: called with the number of steps just made.
@@ -174,11 +177,25 @@ class _Run:
 
     def accept(self, kernel: Kernel, info: Info) -> Tensor:
         """Mean acceptance: (), or one for each group (k,)."""
+        if _tunable(kernel).groups(self.state) is None:
+            return self.mean(info.accept)
+        return _means(*self.by_group(kernel, info))
+
+    def least_accept(self, kernel: Kernel, info: Info) -> Tensor:
+        """Acceptance of the worst chain: (), or one for each group (k,)."""
+        values, ids = self.by_group(kernel, info)
+        least = torch.full((int(ids.max()) + 1,), math.inf, dtype=values.dtype)
+        least.scatter_reduce_(0, ids.reshape(-1), values.reshape(-1), "amin")
+        return least[0] if _tunable(kernel).groups(self.state) is None else least
+
+    def by_group(self, kernel: Kernel, info: Info) -> tuple[Tensor, Tensor]:
+        """Acceptance of every chain, and the group (0 if there is one) that it belongs to."""
         ids = _tunable(kernel).groups(self.state)
         if ids is None:
-            return self.mean(info.accept)
+            rows = self.gather(info.accept).cpu()
+            return rows, torch.zeros(len(rows), dtype=torch.int64)
         values = info.extra.get("rung_accept", info.accept)  # of the shape of ids
-        return _means(self.gather(values).cpu(), self.gather(ids).cpu())
+        return self.gather(values).cpu(), self.gather(ids).cpu()
 
 
 def _means(values: Tensor, ids: Tensor) -> Tensor:
@@ -228,6 +245,7 @@ def _adapt(kernel: Kernel, run: _Run, n: int, respace: bool) -> tuple[Kernel, Te
     if ids is not None:
         start = start.expand(int(run.gather(ids).max()) + 1).clone()
     scale = _search(kernel, run, n, start, delta, low, high)
+    _free(kernel, run, n, scale, low)
     for end in _windows(n):
         averaging = DualAveraging.start(scale, delta)
         while run.done < end:
@@ -261,6 +279,20 @@ def _search(
             break
         scale = torch.where(searching, moved, scale)
     return scale
+
+
+def _free(kernel: Kernel, run: _Run, n: int, scale: Tensor, low: float) -> None:
+    """Blocks of steps at ever smaller scales while a chain stands still, and back at `scale`, until
+    all chains move there or a quarter of the n steps is over."""
+    block = max(1, min(BLOCK, n // 32))
+    divisions = torch.zeros_like(scale)
+    while run.done + block <= n // 4:
+        tried = (scale / SEARCH_FACTOR**divisions).clamp_min(low)
+        info = run.step(_set(kernel, run, tried), block)
+        still = run.least_accept(kernel, info) < STUCK
+        if not bool((still | (divisions > 0)).any()):
+            break
+        divisions = torch.where(still, divisions + 1, 0.0)
 
 
 def _respace(kernel: Kernel, run: _Run) -> None:

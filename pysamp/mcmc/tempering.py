@@ -80,6 +80,7 @@ class ParallelTempering:
     "label"; and "round_trips" so far. `Info.accept` is that of the rung at β = 1; `Info.extra` has
     "swap_accept" (n_chains, K − 1), the mean probability to swap, "rung_accept" (n_chains, K), and
     "round_trip_rate" (n_chains,), how often per step a copy was back at β = 1 from the other end.
+    "nonfinite" sums over the rungs of β > 0.
     Cost: K · swap_every transitions of the kernel a step.
 
     Raises ValueError, TypeError for a ladder, a count or a kernel that cannot be used.
@@ -179,7 +180,7 @@ class ParallelTempering:
         kernel = self.kernel if scale is None else _tunable(self.kernel).with_scale(scale)
         powers = Tempered(target, beta)
         accept = torch.zeros_like(ladder)
-        nonfinite = torch.zeros_like(log_prob)
+        nonfinite = torch.zeros_like(ladder)
         swaps = _Mean(gap)
         trips_before = trips.clone()
         kept_x: list[Tensor] = []
@@ -199,7 +200,7 @@ class ParallelTempering:
                 log_prob = torch.where(still, log_prob, inner.log_prob / beta)
             accept += info.accept.reshape(chains, k).gather(1, walker)
             if "nonfinite" in info.extra:
-                nonfinite += info.extra["nonfinite"]
+                nonfinite += info.extra["nonfinite"].reshape(chains, k).gather(1, walker)
 
             by_rung = log_prob.reshape(chains, k).gather(1, walker)
             log_ratio = gap * (by_rung[:, 1:] - by_rung[:, :-1])
@@ -247,7 +248,8 @@ class ParallelTempering:
             aux=new_aux,
         )
         extra = {
-            "nonfinite": nonfinite.reshape(chains, k).sum(1),
+            # Out in the flat, where nothing holds a walker, an overflow is no fault of the target.
+            "nonfinite": (nonfinite * (ladder > 0)).sum(1),
             "swap_accept": swaps.mean(),
             "rung_accept": accept / n,
             "round_trip_rate": (trips - trips_before).to(x.dtype) / n,
