@@ -20,6 +20,7 @@ from torch import Tensor
 
 _EDGE = 1e-16  # density at the end of a grid, relative to its largest value, that counts as zero
 _MAX_GRID = 100_001
+_REACH = 370.0  # bonds of more energy than this count as broken
 
 
 # ---- phi^4 chain with Dirichlet ends -------------------------------------------------------------
@@ -32,7 +33,7 @@ class Phi4ChainExact:
     log_z: float
     energy: float  # E[-log gamma] = beta E[U], minus the mean unnormalised log density
     weight_plus: float  # P(phi_mid > 0)
-    log_ratio: float  # log P(phi_mid < 0) / P(phi_mid > 0), NaN if one of them underflows
+    log_ratio: float  # log P(phi_mid < 0) / P(phi_mid > 0), infinite if one of them underflows
     mid_mean: float
     mid_square: float  # E[phi_mid^2]
     mid_grid: Tensor  # (n,) equidistant, symmetric about 0
@@ -89,46 +90,41 @@ def _phi4_chain_on_grid(
     dx = x_max / half
     x = torch.arange(-half, half + 1, dtype=torch.float64) * dx  # (n,)
     site_energy = beta / c * ((1 - x**2) ** 2 / 4 + h * x)
-    site = (site_energy.min() - site_energy).exp() * dx
+    log_site = math.log(dx) - site_energy
     end_energy = beta * c / 2 * x**2
     bond = _gaussian_bond(beta * c / 2 * dx**2, len(x))
 
-    # messages[i] is what the sites 0 .. i-1 and the bond from them tell site i, scaled to a maximum
-    # of 1. The chain is its own mirror image, so the message from the right is messages[d - 1 - i].
-    # moments[i] carries the bond's energy as well.
-    message, log_scale = (-end_energy).exp(), 0.0
-    messages, log_scales, moments = [message], [log_scale], [end_energy * message]
+    # messages[i] is the logarithm of what the sites 0 .. i-1 and the bond from them tell site i. The
+    # chain is its own mirror image, so the message from the right is messages[d - 1 - i].
+    # energies[i] is the mean energy of that bond, given site i.
+    message = -end_energy
+    messages, energies = [message], [end_energy]
     for _ in range(n_sites - 1):
-        message, moment = bond(message * site)
-        scale = message.max()
-        log_scale += float(scale.log())
-        message, moment = message / scale, moment / scale
+        message, energy = bond(message + log_site)
         messages.append(message)
-        log_scales.append(log_scale)
-        moments.append(moment)
+        energies.append(energy)
     left = torch.stack(messages)  # (d, n)
-    right = left.flip(0)
-    weight = left * site * right  # (d, n) marginals up to a factor each
-    z = weight.sum(1)
-    marginal = weight / z[:, None]
-    # Every site gives the same log Z; where messages underflow they part.
-    scales = torch.tensor(log_scales, dtype=torch.float64)
-    log_z = z.log() + scales + scales.flip(0) - n_sites * site_energy.min()  # (d,)
+    weight = left + log_site + left.flip(0)  # (d, n) log marginals up to a constant each
+    log_z = weight.logsumexp(1)  # (d,), of every site the same, or the grid is too coarse
     spread = float(log_z.max() - log_z.min())
-    if not spread <= 1e-9 * max(1.0, abs(float(log_z[0]))) or not math.isfinite(spread):
+    if not spread <= 1e-9 * max(1.0, abs(float(log_z[0]))):
         raise ValueError(f"phi4_chain underflows for {n_sites=}, a={c / n_sites}, {beta=}, {h=}")
+    marginal = (weight - log_z[:, None]).exp()
 
     # Bonds to the left of each site, then the one to phi_{d+1} = 0.
-    bond_energy = float(((torch.stack(moments) * site * right).sum(1) / z).sum())
-    bond_energy += float((marginal[-1] * end_energy).sum())
+    bond_energy = float(
+        (marginal * torch.stack(energies)).sum() + (marginal[-1] * end_energy).sum()
+    )
     mid = n_sites // 2
     p = marginal[mid]
-    minus, plus = _half_mass(p.flip(0)), _half_mass(p)
+    # Each phase has its own scale, so that the lesser one does not vanish beside the other.
+    log_p = weight[mid] - log_z[mid]
+    log_minus, log_plus = _log_half_mass(log_p.flip(0)), _log_half_mass(log_p)
     result = Phi4ChainExact(
         log_z=float(log_z[mid]),
         energy=bond_energy + float((marginal * site_energy).sum()),
-        weight_plus=plus / (plus + minus),
-        log_ratio=math.log(minus) - math.log(plus) if min(plus, minus) > 0 else math.nan,
+        weight_plus=1 / (1 + math.exp(min(log_minus - log_plus, 700.0))),
+        log_ratio=log_minus - log_plus,
         mid_mean=float((p * x).sum()),
         mid_square=float((p * x**2).sum()),
         mid_grid=x,
@@ -138,22 +134,31 @@ def _phi4_chain_on_grid(
     return result, float(ends.max())
 
 
-def _half_mass(p: Tensor) -> float:
-    """Mass right of the middle node: trapezoidal rule, Euler-Maclaurin term dx^2 p'(0) / 12."""
-    middle = len(p) // 2
-    correction = (p[middle + 1] - p[middle - 1]) / 24
-    return float(p[middle + 1 :].sum() + p[middle] / 2 + correction)
+def _log_half_mass(log_p: Tensor) -> float:
+    """Mass right of the middle node: trapezoidal rule, Euler-Maclaurin term dx^2 p'(0) / 12.
+
+    The term is bounded where p falls too steeply for it, far below the mass on the other side.
+    """
+    middle = len(log_p) // 2
+    top = log_p[middle:].max()
+    if top == -math.inf:
+        return -math.inf
+    p = (log_p[middle - 1 :] - top).exp()  # from one node left of the middle on
+    correction = ((p[2] - p[0]) / 24).clamp_min(-p[1] / 4)
+    return float((p[2:].sum() + p[1] / 2 + correction).log() + top)
 
 
 def _gaussian_bond(rate: float, n: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """f -> (K f, (E K) f) with E_ij = rate (i - j)^2 and K = exp(-E), cut where K underflows.
+    """log f -> log K f, and the mean energy (E K) f / K f, with E_ij = rate (i - j)^2, K = exp(-E).
 
-    Rows are done in blocks, which all share one small dense matrix since K depends on i - j only.
-    Only non-negative numbers are added, so small entries keep their relative accuracy; an FFT would
-    lose them below 1e-16 of the largest.
+    K is cut where it underflows. Rows are done in blocks, each scaled by the largest f in its reach;
+    they all share one small dense matrix since K depends on i - j only. Only non-negative numbers
+    are added, so small entries keep their relative accuracy; an FFT would lose them below 1e-16 of
+    the largest.
     """
-    reach = min(n - 1, math.ceil(math.sqrt(745.0 / rate)))
-    block = min(n, 256)
+    # exp(-600) is the least that a block sees of its largest f: _REACH (1 + 1/4)^2 < 600.
+    reach = min(n - 1, math.ceil(math.sqrt(_REACH / rate)))
+    block = min(n, max(1, reach // 4), 256)
     n_blocks = -(-n // block)
     offset = torch.arange(block + 2 * reach)[:, None] - reach - torch.arange(block)  # (in, out)
     energy = rate * offset.double() ** 2
@@ -161,10 +166,15 @@ def _gaussian_bond(rate: float, n: int) -> Callable[[Tensor], tuple[Tensor, Tens
     both = torch.cat([kernel, kernel * energy], dim=1)  # (block + 2 reach, 2 block)
     right_pad = reach + n_blocks * block - n
 
-    def apply(f: Tensor) -> tuple[Tensor, Tensor]:
-        padded = torch.nn.functional.pad(f, (reach, right_pad))
-        out = padded.unfold(0, block + 2 * reach, block) @ both  # (n_blocks, 2 block)
-        return out[:, :block].reshape(-1)[:n], out[:, block:].reshape(-1)[:n]
+    def apply(log_f: Tensor) -> tuple[Tensor, Tensor]:
+        padded = torch.nn.functional.pad(log_f, (reach, right_pad), value=-math.inf)
+        window = padded.unfold(0, block + 2 * reach, block)  # (n_blocks, block + 2 reach)
+        top = window.amax(1, keepdim=True)
+        out = (window - top).exp() @ both  # (n_blocks, 2 block)
+        total, moment = out[:, :block], out[:, block:]
+        log_total = (total.log() + top).reshape(-1)[:n]
+        mean = torch.where(total > 0, moment / total, 0.0)  # beyond reach there is no weight at all
+        return log_total, mean.reshape(-1)[:n]
 
     return apply
 

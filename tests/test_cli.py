@@ -476,7 +476,9 @@ def test_demo_writes_its_folder_and_reports_honestly(capsys, tmp_path, monkeypat
         assert (tmp_path / "d" / row["folder"].rsplit("/", 1)[-1] / "manifest.json").is_file()
         assert len(row["verdict"]) > 0  # so few draws are never enough
         assert not row["ok"]
-    assert hmc["mode_changes"] == 0
+    assert (
+        hmc["mode_changes"] <= SMALL.chains * SMALL.draws // 100
+    )  # one start may lie on the barrier
     assert (out / "demo.png").stat().st_size > 20_000
 
     code, text, _ = call(capsys, "demo", "--out", out)  # overwrites what it wrote itself

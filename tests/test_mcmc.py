@@ -435,6 +435,25 @@ def test_scale_does_not_depend_on_the_number_of_processes(kernel):
     assert all(part[2] == report for part in parts)
 
 
+@pytest.mark.parametrize("n_steps", [100, 300])
+@pytest.mark.parametrize("tempered", [False, True], ids=["plain", "tempered"])
+def test_warm_up_frees_chains_that_stand_still(tempered, n_steps):
+    """In a quartic tail a step that suits nearly all chains moves the others nowhere."""
+    target = Phi4((2,), 0.2, 0.5)
+    x = rng.normal((512, 2), seed=3, stream="start")
+    kernel = ParallelTempering(MALA(), n_rungs=3, beta_min=0.5) if tempered else MALA()
+    stuck, _ = MALA(step_size=0.36).step(target, MALA().init(target, x, seed=3), 100)
+    assert int((stuck.x == x).all(1).sum()) > 10
+    kernel, state, _ = warm_up(kernel, target, kernel.init(target, x, seed=3), n_steps)
+    assert state.step == n_steps
+    state, info = kernel.step(target, state, 400, thin=1)
+    assert float(info.accept.min()) > 0.1
+    assert abs(float(info.accept.mean()) - 0.574) < 0.03
+    square = (info.x.double() ** 2).mean(dim=(1, 2))
+    error = float(square.std()) / math.sqrt(len(square))
+    assert abs(float(square.mean()) - exact.phi4_lattice((2,), 0.2, 0.5).phi_square) < 5 * error
+
+
 def test_warm_up_leaves_a_given_scale_alone():
     target = gaussian(3)
     kernel = MALA(step_size=0.2)

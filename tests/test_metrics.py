@@ -194,11 +194,12 @@ def test_mode_weights_of_stuck_chains_have_the_error_of_their_number() -> None:
     weights, errors = metrics.mode_weights(x, Cells())
     assert weights.tolist() == pytest.approx([45 / 64, 19 / 64], rel=1e-12)
     expected = math.sqrt(19 * 45 / 64**3)
-    assert errors.tolist() == pytest.approx([expected, expected], rel=0.02)
+    # A binomial is skew: four of its errors reach further on the side of 1/2.
+    assert errors.tolist() == pytest.approx([1.1 * expected, 1.1 * expected], rel=0.1)
     # The same when a few chains leave their mode once.
     moving = x.clone()
     moving[:3, 500:] = 1 - moving[:3, 500:]
-    assert float(metrics.mode_weights(moving, Cells())[1][0]) == pytest.approx(expected, rel=0.1)
+    assert float(metrics.mode_weights(moving, Cells())[1][0]) == pytest.approx(expected, rel=0.2)
 
 
 @pytest.mark.parametrize("n_chains, n_draws, stay", [(64, 50, 1.0), (8, 400, 0.9), (16, 3, 0.5)])
@@ -214,6 +215,38 @@ def test_mode_weight_errors_cover(n_chains: int, n_draws: int, stay: float) -> N
     # Errors are the largest of several candidates, so they may be too large by the scatter between
     # those.
     assert 0.7 < rms < 1 + 5 / math.sqrt(2 * n_repeats)
+
+
+def test_one_stray_draw_does_not_make_a_weight_certain() -> None:
+    x = torch.zeros(4, 1000)
+    assert metrics.mode_weights(x, Cells())[1].tolist() == [0.75, 0.75]
+    x[0, 0] = 1.0
+    weights, errors = metrics.mode_weights(x, Cells())
+    assert weights.tolist() == pytest.approx([1 - 1 / 4000, 1 / 4000])
+    assert bool((errors > 0.5 / 4).all()), "1/2 must stay within four errors"
+    # Many stray draws say more.
+    x[:, ::20] = 1.0
+    assert float(metrics.mode_weights(x, Cells())[1][1]) < 0.01
+
+
+@pytest.mark.parametrize("p", [0.5, 0.3])
+@pytest.mark.parametrize(
+    ("n_chains", "switches"), [(4, 0.3), (4, 1), (2, 3), (1, 3), (1, 6), (4, 3), (4, 10), (1, 20)]
+)
+def test_four_errors_are_rarely_exceeded_however_few_the_switches(
+    n_chains: int, switches: float, p: float
+) -> None:
+    n_draws, n_repeats = 500, 150
+    stay = 1 - switches / (2 * n_draws * p * (1 - p))
+    x = two_state(n_chains * n_repeats, n_draws, p, stay, seed=round(100 * switches) + n_chains)
+    z = []
+    for chains in x.reshape(n_repeats, n_chains, n_draws):
+        weights, errors = metrics.mode_weights(chains, Cells())
+        z.append(float((weights[1] - p) / errors[1]))
+    # 0.1 % over all rows of 1500 repeats each, where the other errors alone give up to 11 %.
+    assert sum(abs(v) > 4 for v in z) <= 1
+    rms = math.sqrt(sum(v**2 for v in z) / n_repeats)
+    assert 0.5 < rms < 1.15 + 5 / math.sqrt(2 * n_repeats), "errors must not be too large, either"
 
 
 def test_mode_weights_when_a_mode_was_never_seen() -> None:
@@ -235,7 +268,7 @@ def test_mode_weights_of_independent_draws_are_binomial() -> None:
     weights, errors = metrics.mode_weights(x, Cells())
     assert weights.tolist() == pytest.approx([0.7, 0.25])
     assert errors.tolist() == pytest.approx(
-        [math.sqrt(0.21 / 1000), math.sqrt(0.1875 / 1000)], rel=1e-3
+        [math.sqrt(0.21 / 1000), math.sqrt(0.1875 / 1000)], rel=0.08
     )
 
 

@@ -260,6 +260,18 @@ def test_flat_rung_on_a_bounded_support():
     assert bool((state.x.abs() <= 1).all())
 
 
+@pytest.mark.parametrize("hottest", [0.0, 0.1])
+def test_overflows_count_where_the_target_is_felt(hottest):
+    """φ⁴ overflows 1e30 from the middle: a fault of the proposals, but not where all is flat."""
+    target, n = TARGETS["phi4"], 40
+    width = torch.tensor([0.1, 0.1, 1e30])
+    kernel = ParallelTempering(Metropolis(width=width, moves="all"), (1.0, 0.5, hottest))
+    _, info = kernel.step(target, kernel.init(target, start(6, (12,)), seed=2), n)
+    counts = info.extra["nonfinite"]
+    assert counts.shape == (6,)
+    assert bool((counts > 0.9 * n).all() if hottest else (counts == 0).all())
+
+
 def test_evaluations_are_counted():
     target, kernel = Counted(TARGETS["phi4"]), made("mala", swap_every=3)
     state = kernel.init(target, start(4, (12,)), seed=1)
