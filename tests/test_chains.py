@@ -367,7 +367,7 @@ def test_bindings_refuse_tables_and_orders_that_point_outside(native):
 def test_more_colours_than_the_kernel_knows_are_swept_in_torch():
     @dataclass(frozen=True)
     class Finely:
-        base: Phi4 = Phi4((6, 6), 0.25, 0.1)
+        base: Phi4
         event_shape: tuple[int, ...] = (6, 6)
 
         @property
@@ -384,7 +384,7 @@ def test_more_colours_than_the_kernel_knows_are_swept_in_torch():
         def local_difference(self, x, sites, new):
             return self.base.local_difference(x, sites, new)
 
-    kernel, target = Metropolis(0.8), Finely()
+    kernel, target = Metropolis(0.8), Finely(Phi4((6, 6), 0.25, 0.1))
     state, _ = kernel.step(target, start(kernel, target, "cpu", torch.float32), 3)
     with pysamp.backend("torch"):
         expected, _ = kernel.step(target, start(kernel, target, "cpu", torch.float32), 3)

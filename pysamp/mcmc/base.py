@@ -105,7 +105,9 @@ def check_steps(n: int, thin: int | None) -> None:
 
 def per_chain(value: Tensor | float, name: str, like: Tensor) -> Tensor:
     """A positive parameter as one number per row: float or (n_chains,) -> (n_chains,)."""
-    if isinstance(value, float) and 0 < value < math.inf:  # the usual case, without a device transfer
+    if (
+        isinstance(value, float) and 0 < value < math.inf
+    ):  # the usual case, without a device transfer
         return like.new_full((like.shape[0],), value)
     out = torch.as_tensor(value, dtype=like.dtype, device=like.device)
     if out.ndim not in (0, 1) or (out.ndim == 1 and out.shape[0] != like.shape[0]):
