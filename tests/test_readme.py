@@ -1,0 +1,52 @@
+"""The README does what it says: its Python block runs, its commands are those that CI reads from it."""
+
+import pathlib
+import re
+
+import pytest
+
+import pysamp as ps
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+
+
+@pytest.fixture(scope="module")
+def text():
+    if not README.exists():
+        pytest.skip("needs the source tree")
+    return README.read_text(encoding="utf-8")
+
+
+def test_the_python_block_runs(text, tmp_path, monkeypatch):
+    """As printed, with fewer draws."""
+    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    small = block.replace("n_draws=10_000", "n_draws=60").replace("warmup=500", "warmup=60")
+    small = small.replace("n_rungs=32", "n_rungs=4")
+    assert small.count("60") == 2 and "n_rungs=4" in small
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(
+        small.replace("ps.sample(", "ps.sample(progress=False, target=").replace(
+            "target=target, sampler", "target=target, sampler=sampler"
+        ),
+        names,
+    )
+    assert names["samples"].x.shape == (4, 60, 100)
+    assert (tmp_path / "phi4.png").stat().st_size > 10_000
+    assert abs(float(names["weights"].sum()) - 1) < 1e-6
+
+
+def test_the_commands(text):
+    (block,) = re.findall(r"```console\n(.*?)```", text, flags=re.S)
+    assert block.splitlines() == [
+        "pip install -c constraints.txt . && pysamp demo",
+        'pip install -c constraints.txt ".[test]" && pytest',
+    ]
+
+
+def test_the_table_names_what_exists(text):
+    files = re.findall(r"`([a-z_/]+\.py)`", text)
+    assert len(files) >= 5
+    package = pathlib.Path(ps.__file__).parent
+    for name in files:
+        assert (package / name).exists(), name
