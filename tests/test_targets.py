@@ -820,3 +820,15 @@ def test_fingerprints_are_the_same_in_another_process():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == here["prints"]
     assert len(set(here["prints"])) == 3
+
+
+def test_an_exact_answer_out_of_reach_does_not_stop_a_run():
+    """The transfer matrix underflows at this β; sampling the density needs none of it."""
+    target = Phi4Chain(100, 0.1, 1e6, 0.0025)
+    with pytest.raises(ValueError, match="underflows"):
+        _ = target.log_z
+    counted = Counted(target)
+    x = torch.zeros(3, 100)
+    assert torch.equal(counted.log_prob(x), target.log_prob(x))
+    assert counted.evaluations == 3
+    assert not hasattr(counted, "log_z")
