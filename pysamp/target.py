@@ -24,7 +24,6 @@ from torch import Tensor
 from pysamp import ops
 
 
-# ---------------------------------------------------------------------------- protocols
 @runtime_checkable
 class Target(Protocol):
     """An unnormalised density: (n, *event_shape) -> (n,)."""
@@ -118,7 +117,6 @@ class NativeEnergy:
     table: tuple[int, ...] = ()
 
 
-# ---------------------------------------------------------------------------- value and score
 def _value_and_gradient(
     f: Callable[[Tensor], Tensor], x: Tensor, name: str
 ) -> tuple[Tensor, Tensor]:
@@ -181,7 +179,6 @@ def log_prob_and_score(target: Target, x: Tensor) -> tuple[Tensor, Tensor]:
     return value, score
 
 
-# ---------------------------------------------------------------------------- wrappers
 class Boltzmann(ABC):
     """A physical system: log p(x) = -beta U(x), the score by autograd through U.
 
@@ -403,7 +400,6 @@ _FORWARDED: dict[type, tuple[str, ...]] = {
 }
 
 
-# ---------------------------------------------------------------------------- callables
 @dataclass(frozen=True)
 class FunctionTarget:
     """A plain function (n, *event_shape) -> (n,) as a target."""
