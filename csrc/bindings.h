@@ -163,12 +163,6 @@ template <class T, int N> bool view_of(PyObject* object, View<T, N>& view) {
 // One energy functor with its chains. All tensors of a call live on one device; sizes are checked here,
 // names are those of pysamp/ops.py.
 
-template <class S> struct EnergyArguments {
-  View<S, 1> params;
-  View<int32_t, 1> table;
-  std::vector<int64_t> layout;
-};
-
 template <template <class> class E, class S>
 Energy<S> make_energy(const View<S, 1>& params, const View<int32_t, 1>& table,
                       const std::vector<int64_t>& layout, int64_t event) {

@@ -11,13 +11,9 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from pysamp import _native
 from pysamp.mcmc.base import Kernel
@@ -28,6 +24,7 @@ from pysamp.plots import plot_demo
 from pysamp.samples import Samples
 from pysamp.sampling import sample
 from pysamp.targets.phi4 import Phi4Chain
+from pysamp.timing import using_threads
 from pysamp.verdict import MIN_ESS, RHAT_BAD, RHAT_GOOD, Z_LIMIT
 
 MARK = "demo.txt"  # a folder with this file is ours to overwrite
@@ -86,7 +83,7 @@ def demo(
     )
     results: dict[str, Samples] = {}
     rows = []
-    with _threads(THREADS):
+    with using_threads(THREADS):
         for name, sampler, sizes in plan:
             folder = out / _FOLDERS[name]
             sizes |= {"seed": seed, "out": folder, "progress": progress}
@@ -119,16 +116,6 @@ def demo(
 
 
 _FOLDERS = {"MALA": "mala", "HMC": "hmc", "tempered HMC": "tempered-hmc"}
-
-
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _clear(out: Path) -> None:

@@ -8,13 +8,12 @@ benchmarks/ builds its larger cases from the pieces of this file.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +29,7 @@ from pysamp.mcmc.langevin import MALA
 from pysamp.mcmc.metropolis import Metropolis
 from pysamp.opponents import stepping
 from pysamp.targets import GaussianMixture, Phi4, Phi4Chain
-from pysamp.timing import Case, Variant, check, interleave
+from pysamp.timing import Case, Variant, check, interleave, using_threads
 
 SEED = 20  # of every start and every check: a check passes for ever or fails for ever
 
@@ -188,7 +187,7 @@ def quick(
     """
     device = torch.device("cpu")
     begin = time.perf_counter()
-    with torch.random.fork_rng(devices=[]), _threads(threads):
+    with torch.random.fork_rng(devices=[]), using_threads(threads):
         torch.manual_seed(SEED)
         mixture = mixture_problem(8, 2, 4 * n_chains, device)
         direct = opponents.mixture_energy(mixture.target, mixture.state.x)
@@ -213,16 +212,6 @@ def quick(
         "cases": rows,
         "seconds": round(time.perf_counter() - begin, 1),
     }
-
-
-@contextlib.contextmanager
-def _threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _quick_row(case: Case, seconds: float, repeats: int, device: torch.device) -> dict[str, Any]:

@@ -207,6 +207,13 @@ def _joined(words: Tensor) -> Tensor:
     return (words[..., 0::2] << 32) | words[..., 1::2]
 
 
+def _units(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """The uniforms of blocks (…, 4): one a word in float32, one for two words in float64."""
+    if dtype == torch.float32:
+        return _mantissa_to_unit(words >> 9, dtype)
+    return _mantissa_to_unit((_joined(words) >> 12) & 0xFFFFFFFFFFFFF, dtype)
+
+
 def uniform(
     like: Tensor,
     n_chains: int,
@@ -219,11 +226,7 @@ def uniform(
 ) -> Tensor:
     dtype, k = like.dtype, 4 if like.dtype == torch.float32 else 2
     words, offset = _blocks(n, k, n_chains, seed, step, stream, first_chain, first, like.device)
-    if dtype == torch.float32:
-        out = _mantissa_to_unit(words >> 9, dtype)
-    else:
-        out = _mantissa_to_unit((_joined(words) >> 12) & 0xFFFFFFFFFFFFF, dtype)
-    return out.flatten(1)[:, offset : offset + n].contiguous()
+    return _units(words, dtype).flatten(1)[:, offset : offset + n].contiguous()
 
 
 def log_uniform(
@@ -238,10 +241,7 @@ def log_uniform(
 ) -> Tensor:
     dtype, k = like.dtype, 4 if like.dtype == torch.float32 else 2
     words, offset = _blocks(n, k, n_chains, seed, step, stream, first_chain, first, like.device)
-    if dtype == torch.float32:
-        u = _unit_for_log(words)
-    else:
-        u = _mantissa_to_unit((_joined(words) >> 12) & 0xFFFFFFFFFFFFF, dtype)
+    u = _unit_for_log(words) if dtype == torch.float32 else _units(words, dtype)
     return log_portable(u.flatten(1)[:, offset : offset + n].contiguous())
 
 
@@ -262,11 +262,10 @@ def normal(
         y = _signed32(v).to(torch.float32) * 4.656612873077393e-10
         first_of_pair, second = _box_muller(_unit_for_log(u), y, (v & 1).bool())
     else:
-        both = _joined(words)
-        unit = _mantissa_to_unit((both >> 12) & 0xFFFFFFFFFFFFF, dtype)
+        unit = _units(words, dtype)
         u, v = unit[..., 0::2], unit[..., 1::2]
         first_of_pair, second = _box_muller(
-            u.contiguous(), v.contiguous() * 2.0 - 1.0, (both[..., 1::2] & 1).bool()
+            u.contiguous(), v.contiguous() * 2.0 - 1.0, (words[..., 3::4] & 1).bool()
         )
     out = torch.stack((first_of_pair, second), dim=-1)  # (n_chains, blocks, pairs, 2)
     return out.flatten(1)[:, offset : offset + n].contiguous()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,17 @@ from torch import Tensor
 
 class DisagreementError(RuntimeError):
     """Two ways to do the same work gave different results: their times mean nothing."""
+
+
+@contextmanager
+def using_threads(n: int) -> Iterator[None]:
+    """torch, and with it the native kernels, on n threads of the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 # ---------------------------------------------------------------------------- cases
