@@ -212,7 +212,7 @@ using Optional2 = std::optional<View<S, 2>>;
 // What all chain calls take; the order is that of ops.chain in pysamp/ops.py.
 template <class S> struct ChainCall {
   Chains<S> c;
-  ChainCall(const View<S, 2>& x, const View<S, 1>& scale, const Optional1<S>& beta,
+  ChainCall(const View<S, 2>& x, const Optional1<S>& scale, const Optional1<S>& beta,
             const Optional2<S>& centre, const Optional1<S>& precision, uint64_t seed, int64_t step,
             int64_t first_chain, int64_t n_steps, int64_t thin, const View<S, 2>& x_out,
             const View<S, 1>& accept, const View<S, 1>& nonfinite,
@@ -224,8 +224,7 @@ template <class S> struct ChainCall {
     c.n = n, c.n_rows = rows, c.first_chain = first_chain;
     c.seed = seed, c.step = step, c.n_steps = n_steps, c.thin = thin;
     c.x = x.data;
-    same<S, 1>(scale, x.device, {rows}, "scale");
-    c.scale = scale.data;
+    if (scale) same<S, 1>(*scale, x.device, {rows}, "scale"), c.scale = scale->data;
     if (beta) same<S, 1>(*beta, x.device, {rows}, "beta"), c.beta = beta->data;
     check(bool(centre) == bool(precision), "centre and precision go together");
     if (centre) {
@@ -305,8 +304,35 @@ template <template <class> class E, class S> void bind_evaluate(py::module_& m,
           if (score)
             same<S, 2>(*score, x.device, {c.n_rows, c.n}, "score"), c.score_out = score->data;
           py::gil_scoped_release release;
-          Entry<E, S>::evaluate(energy, c);
+          evaluate<E, S>(energy, c);
         });
+}
+
+// Sites by colour, each once.
+inline Colours make_colours(const View<int32_t, 1>& order, const std::vector<int64_t>& starts,
+                            int64_t n_sites) {
+  Colours colours;
+  check(starts.size() >= 2 && starts.size() <= Colours::kMax + 1,
+        "starts: from 1 to " + std::to_string(Colours::kMax) + " colours");
+  check(starts.front() == 0 && starts.back() == n_sites && order.size[0] == n_sites,
+        "order and starts: every site has one colour");
+  colours.n = int(starts.size()) - 1;
+  for (size_t i = 0; i < starts.size(); ++i) {
+    check(i == 0 || starts[i] >= starts[i - 1], "starts: not in order");
+    colours.start[i] = starts[i];
+  }
+  colours.order = order.data;
+  if (kModuleDevice == Device::kCpu) {  // on a device the list is the caller's word
+    std::vector<char> seen(size_t(n_sites), 0);
+    for (int64_t i = 0; i < order.size[0]; ++i) {
+      const int32_t site = order.data[i];
+      if (site < 0 || site >= n_sites || seen[size_t(site)])
+        check(false,
+              "order: every site once, got " + std::to_string(site) + " at " + std::to_string(i));
+      seen[size_t(site)] = 1;
+    }
+  }
+  return colours;
 }
 
 template <template <class> class E, class S> void bind_sites_of(py::module_& m,
@@ -320,27 +346,7 @@ template <template <class> class E, class S> void bind_sites_of(py::module_& m,
     const auto energy = make_energy<E, S>(params, table, layout, x.size[1]);
     ChainCall<S> all(x, scale, beta, centre, precision, seed, step, first_chain, n_steps, thin,
                      x_out, accept, nonfinite, trace_x);
-    Colours colours;
-    check(starts.size() >= 2 && starts.size() <= Colours::kMax + 1,
-          "starts: from 1 to " + std::to_string(Colours::kMax) + " colours");
-    check(starts.front() == 0 && starts.back() == x.size[1] && order.size[0] == x.size[1],
-          "order and starts: every site has one colour");
-    colours.n = int(starts.size()) - 1;
-    for (size_t i = 0; i < starts.size(); ++i) {
-      check(i == 0 || starts[i] >= starts[i - 1], "starts: not in order");
-      colours.start[i] = starts[i];
-    }
-    colours.order = order.data;
-    if (kModuleDevice == Device::kCpu) {  // on a device the list is the caller's word
-      std::vector<char> seen(size_t(x.size[1]), 0);
-      for (int64_t i = 0; i < order.size[0]; ++i) {
-        const int32_t site = order.data[i];
-        if (site < 0 || site >= x.size[1] || seen[size_t(site)])
-          check(false,
-                "order: every site once, got " + std::to_string(site) + " at " + std::to_string(i));
-        seen[size_t(site)] = 1;
-      }
-    }
+    const Colours colours = make_colours(order, starts, x.size[1]);
     py::gil_scoped_release release;
     SiteEntry<E, S>::sites(energy, all.c, colours);
   });

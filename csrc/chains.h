@@ -36,7 +36,7 @@ template <class R> struct Arrays {
     return out;
   }
 };
-HD int64_t field_size(int64_t n) { return n + 1; }  // a field and its zero slot
+HD int64_t field_size(int64_t n) { return n + kOutside; }  // a field and the zeros outside it
 
 template <class G, template <class> class E, class S>
 HD Posterior<E<S>, typename G::Real> make_posterior(const G& g, const Energy<S>& energy,
@@ -56,7 +56,9 @@ HD Posterior<E<S>, typename G::Real> make_posterior(const G& g, const Energy<S>&
   return p;
 }
 
-template <class R> HD void zero_slot(R* field, int64_t n) { field[n] = R{}; }
+template <class R> HD void zero_slot(R* field, int64_t n) {
+  for (int a = 0; a < kOutside; ++a) field[n + a] = R{};
+}
 
 // min(1, e^r), and 0 where r is NaN or +∞: such proposals are rejected and counted.
 template <class R, class Mask> HD R acceptance(R r, Mask finite) {
@@ -327,9 +329,13 @@ template <class S, bool wide = false, class D> void run(const D& driver) {
   run_chains<S, wide>(c.device, c.n_rows, c.first_chain, c.n, steps, D::reals(c), driver);
 }
 
+template <template <class> class E, class S> void evaluate(const Energy<S>& e, const Chains<S>& c) {
+  run<S>(Evaluate<E, S>{e, c});
+}
+
 template <template <class> class E, class S> struct Entry {
   using Call = void(const Energy<S>&, const Chains<S>&);
-  static void evaluate(const Energy<S>& e, const Chains<S>& c) { run<S>(Evaluate<E, S>{e, c}); }
+  static void evaluate(const Energy<S>& e, const Chains<S>& c) { PYSAMP_NS::evaluate<E, S>(e, c); }
   static void mala(const Energy<S>& e, const Chains<S>& c) { run<S>(Langevin<E, S, true>{e, c}); }
   static void ula(const Energy<S>& e, const Chains<S>& c) { run<S>(Langevin<E, S, false>{e, c}); }
   static void hmc(const Energy<S>& e, const Chains<S>& c) { run<S>(Hmc<E, S>{e, c}); }

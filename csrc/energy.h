@@ -3,11 +3,11 @@
 // The contract of a functor E<S>, the only thing a new native target has to write:
 //   E(const Energy<S>&)                        copies what it needs; runs on host and device
 //   static void check(energy, n, n_params, n_table)     host only: throws std::invalid_argument
-//   log_prob(g, x) -> R                        x: n numbers R and a zero slot x[n]
+//   log_prob(g, x) -> R                        x: n numbers R and kOutside zeros behind them
 //   score(g, x, s)                             s[i] = ∂ log p / ∂ x_i
 //   log_prob_and_score(g, x, s) -> R           both in one pass
 //   local(x, i, v) -> R                        log p(x with x_i → v) − log p(x); only for site moves
-// `g` is a group of launch.h: g.sum(n, f) adds f(i) in the defined order, g.each(n, f) calls f(i). The
+// `g` is a group of group.h: g.sum(n, f) adds f(i) in the defined order, g.each(n, f) calls f(i). The
 // functor is branch-free in R, allocates nothing, and never asks which device it runs on.
 #pragma once
 #include "launch.h"
@@ -15,6 +15,7 @@
 namespace PYSAMP_NS {
 
 inline constexpr int kMaxLayout = 8;
+inline constexpr int kOutside = 8;  // zeros behind a field, for the sites outside an open lattice
 
 template <class S> struct Energy {
   const S* params = nullptr;

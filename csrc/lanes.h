@@ -122,6 +122,25 @@ template <class S> HD Lanes<S> load_lanes(const S* p) {  // p need not be aligne
 }
 template <class S> HD void store_lanes(S* p, Lanes<S> v) { std::memcpy(p, &v, sizeof(v)); }
 
+// p[index[l]] in lane l.
+template <class S> HD Lanes<S> gather_lanes(const S* p, const int32_t* index) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  if constexpr (sizeof(S) == 4)
+    return (F32)_mm512_i32gather_ps(_mm512_loadu_si512(index), p, 4);
+  else
+    return (F64)_mm512_i32gather_pd(_mm256_loadu_si256((const __m256i*)index), p, 8);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(S) == 4)
+    return (F32)_mm256_i32gather_ps((const float*)p, _mm256_loadu_si256((const __m256i*)index), 4);
+  else
+    return (F64)_mm256_i32gather_pd((const double*)p, _mm_loadu_si128((const __m128i*)index), 8);
+#else
+  Lanes<S> v;
+  for (int l = 0; l < kLanes<S>; ++l) v[l] = p[index[l]];
+  return v;
+#endif
+}
+
 // Transpose kLanes vectors of kLanes numbers in registers: at distance h, the lanes with bit h of one
 // vector change places with those without it of its partner.
 template <class S, int h> HD void exchange(Lanes<S>* v) {

@@ -1,8 +1,9 @@
 // Every entry point that the Python modules see. The same names exist in _cpu (g++) and _cuda (nvcc).
 #pragma once
 #include "chains.h"
+#include "clusters.h"
+#include "fields.h"
 #include "mixture.h"
-#include "phi4.h"
 
 namespace PYSAMP_NS {
 
@@ -24,9 +25,14 @@ template <class S> void sum_rows(View<S, 2> x, View<S, 1> out);
 // chains.cpp: log densities, scores and Markov chains
 extern template struct Entry<Phi4, float>;
 extern template struct Entry<Phi4, double>;
+extern template struct Entry<Soft, float>;
+extern template struct Entry<Soft, double>;
 extern template struct Entry<Mixture, float>;
 extern template struct Entry<Mixture, double>;
-extern template struct SiteEntry<Phi4, float>;
-extern template struct SiteEntry<Phi4, double>;
+extern template void evaluate<Spins, float>(const Energy<float>&, const Chains<float>&);
+extern template void evaluate<Spins, double>(const Energy<double>&, const Chains<double>&);
+
+// sweeps_phi4.cpp, sweeps_spins.cpp, clusters.cpp: sweep_phi4, sweep_soft, sweep_spins, cluster_phi4,
+// cluster_spins, declared in fields.h and clusters.h
 
 }  // namespace PYSAMP_NS

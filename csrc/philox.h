@@ -115,6 +115,7 @@ template <class R> struct Block<R, float> {
   HD R log_uniform_at(int j) const {
     return log_uniform(j == 0 ? w0 : j == 1 ? w1 : j == 2 ? w2 : w3);
   }
+  HD R uniform_at(int j) const { return uniform(j == 0 ? w0 : j == 1 ? w1 : j == 2 ? w2 : w3); }
   static HD R uniform(Word<R> u) { return unit_from_mantissa<R>((Int<R>)(u >> 9)); }
   static HD R log_uniform(Word<R> u) { return log_portable(unit_for_log<R>((Int<R>)(u >> 1))); }
   static HD Pair<R> pair(Word<R> u, Word<R> v) {
@@ -137,6 +138,7 @@ template <class R> struct Block<R, double> {
     out[0] = p.first, out[1] = p.second;
   }
   HD R log_uniform_at(int j) const { return log_uniform(j == 0 ? w0 : w1); }
+  HD R uniform_at(int j) const { return uniform(j == 0 ? w0 : w1); }
   static HD R uniform(Word<R> u) { return unit_from_mantissa<R>((Int<R>)(u >> 12)); }
   static HD R log_uniform(Word<R> u) { return log_portable(uniform(u)); }
 };
@@ -182,6 +184,19 @@ HD HalfWords philox_chains(const Key& key, uint32_t block, U64 chain, uint32_t s
   const uint64_t q1 = uint64_t(kPhiloxM1) * c2;
   return philox(key, broadcast((q1 >> 32) ^ c1 ^ key.k0(1)), broadcast(q1),
                 (q0 >> 32) ^ broadcast(c3 ^ key.k1(1)), q0, 2);
+}
+
+// Lanes that share chain, step and stream and differ in the block.
+HD HalfWords philox_blocks(const Key& key, U64 block, uint32_t chain, uint32_t step,
+                           uint32_t stream) {
+  const uint64_t p1 = uint64_t(kPhiloxM1) * step;
+  const U64 p0 = multiply_low(block, broadcast(kPhiloxM0));
+  const uint32_t c0 = uint32_t(p1 >> 32) ^ chain ^ uint32_t(key.k0(0)), c1 = uint32_t(p1);
+  const U64 c2 = (p0 >> 32) ^ broadcast(stream ^ key.k1(0)), c3 = p0;
+  const uint64_t q0 = uint64_t(kPhiloxM0) * c0;
+  const U64 q1 = multiply_low(c2, broadcast(kPhiloxM1));
+  return philox(key, (q1 >> 32) ^ broadcast(c1 ^ key.k0(1)), q1,
+                c3 ^ broadcast((q0 >> 32) ^ key.k1(1)), broadcast(q0), 2);
 }
 
 HD Block<F32> make_block(const HalfWords& even, const HalfWords& odd) {

@@ -15,5 +15,6 @@ enum Stream : uint32_t {
   SITE = 13,      // proposal and acceptance of single-site moves, two words (float64: four) a site
   SWAP = 14,      // exchanges of parallel tempering
   RESAMPLE = 15,  // resampling by weights
+  CLUSTER = 16,   // bonds, coins, directions and seeds of cluster moves
 };
 }

@@ -245,6 +245,20 @@ def phi4(
     return energy(module, "phi4", x, params, table, layout)
 
 
+@native("soft" + _ENERGY, reference=reference.phi4, fake=_energy_fake, vjp=_energy_vjp)
+def soft(
+    module: ModuleType, x: Tensor, params: Tensor, table: Tensor, layout: list[int]
+) -> tuple[Tensor, Tensor]:
+    return energy(module, "soft", x, params, table, layout)
+
+
+@native("spins" + _ENERGY, reference=reference.spins, fake=_energy_fake, vjp=_energy_vjp)
+def spins(
+    module: ModuleType, x: Tensor, params: Tensor, table: Tensor, layout: list[int]
+) -> tuple[Tensor, Tensor]:
+    return energy(module, "spins", x, params, table, layout)
+
+
 @native("mixture" + _ENERGY, reference=reference.mixture, fake=_energy_fake, vjp=_energy_vjp)
 def mixture(
     module: ModuleType, x: Tensor, params: Tensor, table: Tensor, layout: list[int]
@@ -264,8 +278,14 @@ def _selftest_arguments(name: str, device: torch.device, dtype: torch.dtype) -> 
     if name == "sum32":
         return (field(3, 71),)
     if name == "phi4":
-        params = torch.tensor([2.0, 0.1, -0.3, 0.5], dtype=dtype, device=device)
-        return field(33, 10), params, no_table, [10, 2, 0]
+        params = torch.tensor([2.0, 0.1, -0.3, 0.5, 1.0], dtype=dtype, device=device)
+        return field(33, 10), params, no_table, [10, 2, 0, 1]
+    if name == "soft":
+        params = torch.tensor([1.0, 0.0, -0.3, 0.5, 0.0], dtype=dtype, device=device)
+        return field(33, 30), params, no_table, [10, 2, 0, 3]
+    if name == "spins":
+        params = torch.tensor([0.7], dtype=dtype, device=device)
+        return field(33, 20), params, no_table, [10, 2, 1, 2]
     if name == "mixture":
         params = torch.cat((field(1, 3 + 6).flatten(), field(1, 6).flatten().abs() + 0.5))
         return field(33, 2), params, no_table, [3, 2]

@@ -120,6 +120,16 @@ def exp_portable(x: Tensor) -> Tensor:
     return torch.where(inside, p, torch.zeros_like(x))
 
 
+def sin_quarter(y: Tensor) -> Tensor:
+    """sin(πy/2) for |y| ≤ 1."""
+    return y * _horner(_SIN32 if y.dtype == torch.float32 else _SIN64, y * y)
+
+
+def cos_quarter(y: Tensor) -> Tensor:
+    """cos(πy/2) for |y| ≤ 1."""
+    return _horner(_COS32 if y.dtype == torch.float32 else _COS64, y * y)
+
+
 # --- Random numbers (csrc/philox.h) ----------------------------------------------------------------
 
 
@@ -181,11 +191,8 @@ def _unit_for_log(word: Tensor) -> Tensor:
 def _box_muller(u: Tensor, y: Tensor, flip: Tensor) -> tuple[Tensor, Tensor]:
     """√(−2 ln u) (± cos(πy/2), sin(πy/2)) for y in [−1, 1): `flip` reflects the half circle."""
     radius = sqrt_rn(log_portable(u) * -2.0)
-    z = y * y
-    single = u.dtype == torch.float32
-    cos = _horner(_COS32 if single else _COS64, z)
-    sin = y * _horner(_SIN32 if single else _SIN64, z)
-    return radius * torch.where(flip, -cos, cos), radius * sin
+    cos = cos_quarter(y)
+    return radius * torch.where(flip, -cos, cos), radius * sin_quarter(y)
 
 
 def bits(
@@ -311,8 +318,8 @@ def lattice_neighbours(shape: tuple[int, ...], periodic: bool) -> Tensor:
 
 
 def _neighbour_sum(x: Tensor, neighbours: Tensor) -> Tensor:
-    """Σ_y φ_y over the neighbours of each site, in the order of the functor: (n, n_sites)."""
-    outside = torch.nn.functional.pad(x, (0, 1))  # the zero slot
+    """Σ_y φ_y over neighbours, in the order of the functor: (n, n_sites, m), (k, z) -> (n, k, m)."""
+    outside = torch.nn.functional.pad(x, (0, 0, 0, 1))  # zeros
     y = [outside[:, neighbours[:, k]] for k in range(neighbours.shape[1])]
     if len(y) == 2:
         return y[0] + y[1]
@@ -320,35 +327,46 @@ def _neighbour_sum(x: Tensor, neighbours: Tensor) -> Tensor:
     return total if len(y) == 4 else total + (y[4] + y[5])
 
 
+def _field(x: Tensor, table: Tensor, layout: list[int]) -> tuple[Tensor, Tensor]:
+    """The field as (n, n_sites, components), and its sum over neighbours."""
+    n_sites, z, periodic, m = layout
+    field = x.reshape(len(x), n_sites, m)
+    if table.numel():
+        return field, _neighbour_sum(field, table.reshape(n_sites, z).long())
+    wrapped = (
+        torch.nn.functional.pad(field, (0, 0, 1, 1))
+        if not periodic
+        else torch.cat((field[:, -1:], field, field[:, :1]), dim=1)
+    )
+    return field, wrapped[:, :-2] + wrapped[:, 2:]
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Σ_c a_c b_c over the last axis, in the order of the components."""
+    total = a[..., 0] * b[..., 0]
+    for c in range(1, a.shape[-1]):
+        total = total + a[..., c] * b[..., c]
+    return total
+
+
 def phi4(x: Tensor, params: Tensor, table: Tensor, layout: list[int]) -> tuple[Tensor, Tensor]:
-    """log p and its gradient of csrc/phi4.h; x: (n, n_sites), layout: (n_sites, z, periodic)."""
-    n_sites, z, periodic = layout
-    if z == 2:
-        wrapped = (
-            torch.nn.functional.pad(x, (1, 1))
-            if not periodic
-            else torch.cat((x[:, -1:], x, x[:, :1]), dim=1)
-        )
-        around = wrapped[:, :-2] + wrapped[:, 2:]
-    else:
-        around = _neighbour_sum(x, table.reshape(n_sites, z).long())
-    j, v1, v2, v4 = params.unbind()
-    q = x * x
-    w = q - 1.0
-    square, linear = (j * 0.5) * float(z) + v2, (j * float(z) + v2 * 2.0) - v4 * 4.0
-    site = x * (v1 - around * (j * 0.5)) + (q * square + w * w * v4)
-    score = (around * j - v1) - x * (q * (v4 * 4.0) + linear)
-    return -sum32(site), score
+    """log p and its gradient of csrc/phi4.h; x: (n, n_sites · m), layout: (n_sites, z, periodic, m)."""
+    field, around = _field(x, table, layout)
+    j, v1, v2, v4, shift = params.unbind()
+    q = dot(field, field)
+    w = q - shift
+    z = float(layout[1])
+    square, linear = (j * 0.5) * z + v2, (j * z + v2 * 2.0) - (v4 * 4.0) * shift
+    site = dot(field, v1 - around * (j * 0.5)) + (q * square + w * w * v4)
+    score = (around * j - v1) - field * (q * (v4 * 4.0) + linear)[..., None]
+    return -sum32(site), score.reshape(x.shape)
 
 
-def phi4_local(x: Tensor, sites: Tensor, new: Tensor, params: Tensor, neighbours: Tensor) -> Tensor:
-    """log p(x with x_i → v) − log p(x) for each of `sites` alone: (n, len(sites))."""
-    j, v1, v2, v4 = params.unbind()
-    around = _neighbour_sum(x, neighbours[sites])
-    old = x[:, sites]
-    square = (j * 0.5) * float(neighbours.shape[1]) + v2
-    quartic = (new * new + old * old) - 2.0
-    return (new - old) * ((around * j - v1) - (new + old) * (quartic * v4 + square))
+def spins(x: Tensor, params: Tensor, table: Tensor, layout: list[int]) -> tuple[Tensor, Tensor]:
+    """log p and its gradient in all of R^{n_sites · m} of csrc/spins.h; layout as of `phi4`."""
+    field, around = _field(x, table, layout)
+    (j,) = params.unbind()
+    return sum32(dot(field, around) * (j * 0.5)), (around * j).reshape(x.shape)
 
 
 # --- Mixtures (csrc/mixture.h) ---------------------------------------------------------------------

@@ -28,6 +28,7 @@ STREAMS: dict[str, int] = {
     "site": 13,
     "swap": 14,
     "resample": 15,
+    "cluster": 16,
 }
 
 _LIMIT = 1 << 32

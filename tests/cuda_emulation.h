@@ -139,5 +139,11 @@ template <class T> T atomicAdd(T* address, T value) {
   return before;
 }
 
+inline int atomicMin(int* address, int value) {
+  const int before = *address;
+  *address = value < before ? value : before;
+  return before;
+}
+
 #define PYSAMP_LAUNCH(kernel, blocks, threads, shared, stream, ...) \
   ((void)(stream), emulation::launch(blocks, threads, shared, [&] { kernel(__VA_ARGS__); }))

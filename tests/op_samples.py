@@ -4,6 +4,8 @@ SAMPLES[name](device, dtype) yields (label, arguments). LEVEL[name] is the agree
 "equal" to the last bit, or "close" to rounding.
 """
 
+import math
+
 import torch
 
 from pysamp import reference
@@ -15,6 +17,8 @@ LEVEL = {
     "log_uniform": "equal",
     "sum32": "equal",
     "phi4": "equal",
+    "soft": "equal",
+    "spins": "equal",
     "mixture": "close",
 }
 
@@ -62,22 +66,49 @@ def _sum32(device, dtype):
     yield "strided", (noise(6, 90, device, dtype)[::2, ::3],)
 
 
+def _lattice(shape, periodic, m, device):
+    neighbours = reference.lattice_neighbours(shape, periodic)
+    table = neighbours.flatten().to(device=device, dtype=torch.int32)
+    return table, [neighbours.shape[0], neighbours.shape[1], int(periodic), m]
+
+
 def _phi4(device, dtype):
-    params = torch.tensor([1.7, 0.3, -0.4, 0.6], dtype=dtype, device=device)
+    params = torch.tensor([1.7, 0.3, -0.4, 0.6, 1.0], dtype=dtype, device=device)
     empty = torch.empty(0, dtype=torch.int32, device=device)
+    yield "open chain", (noise(37, 100, device, dtype), params, empty, [100, 2, 0, 1])
+    yield "ring", (noise(3, 31, device, dtype), params, empty, [31, 2, 1, 1])
+    yield "one site", (noise(2, 1, device, dtype), params, empty, [1, 2, 0, 1])
+    yield "no fields", (noise(0, 9, device, dtype), params, empty, [9, 2, 0, 1])
+    for label, shape, periodic in [("2-d", (4, 5), True), ("3-d open", (3, 4, 5), False)]:
+        event = math.prod(shape)
+        table, layout = _lattice(shape, periodic, 1, device)
+        yield label, (noise(18, event, device, dtype), params, table, layout)
+    yield "strided", (noise(6, 80, device, dtype)[::2, ::2], params, empty, [40, 2, 0, 1])
 
-    def lattice(shape, periodic):
-        neighbours = reference.lattice_neighbours(shape, periodic)
-        table = neighbours.flatten().to(device=device, dtype=torch.int32)
-        return params, table, [neighbours.shape[0], neighbours.shape[1], int(periodic)]
 
-    yield "open chain", (noise(37, 100, device, dtype), params, empty, [100, 2, 0])
-    yield "ring", (noise(3, 31, device, dtype), params, empty, [31, 2, 1])
-    yield "one site", (noise(2, 1, device, dtype), params, empty, [1, 2, 0])
-    yield "no fields", (noise(0, 9, device, dtype), params, empty, [9, 2, 0])
-    yield "2-d", (noise(18, 20, device, dtype), *lattice((4, 5), True))
-    yield "3-d open", (noise(5, 60, device, dtype), *lattice((3, 4, 5), False))
-    yield "strided", (noise(6, 80, device, dtype)[::2, ::2], params, empty, [40, 2, 0])
+def _vectors(params, device, dtype):
+    """Fields of several components."""
+    params = torch.tensor(params, dtype=dtype, device=device)
+    for label, n, shape, periodic, m in [
+        ("three components", 18, (4, 5), True, 3),
+        ("one component", 5, (3, 4, 5), True, 1),
+        ("eight components", 3, (3, 2, 3), False, 8),
+        ("a ring", 4, (9,), True, 2),
+        ("an open chain", 17, (6,), False, 2),
+        ("no fields", 0, (3, 3), True, 2),
+    ]:
+        table, layout = _lattice(shape, periodic, m, device)
+        yield label, (noise(n, math.prod(shape) * m, device, dtype), params, table, layout)
+    empty = torch.empty(0, dtype=torch.int32, device=device)
+    yield "strided", (noise(6, 80, device, dtype)[::2, ::2], params, empty, [20, 2, 1, 2])
+
+
+def _soft(device, dtype):
+    yield from _vectors([1.3, 0.0, -0.4, 0.6, 0.2], device, dtype)
+
+
+def _spins(device, dtype):
+    yield from _vectors([0.7], device, dtype)
 
 
 def _mixture(device, dtype):
@@ -108,5 +139,7 @@ SAMPLES = {
     "log_uniform": _random,
     "sum32": _sum32,
     "phi4": _phi4,
+    "soft": _soft,
+    "spins": _spins,
     "mixture": _mixture,
 }

@@ -312,7 +312,7 @@ def test_bindings_refuse_tensors_that_do_not_fit(native, device):
     x, one = torch.zeros(n, 7, device=device), torch.ones(n, device=device)
     params = torch.tensor(target.native.params, device=device)
     table = torch.empty(0, dtype=torch.int32, device=device)
-    good = [x, one, x, one, params, table, [7, 2, 1], None, None, None, 0, 0, 0, 3, 0, 1,
+    good = [x, one, x, one, params, table, [7, 2, 1, 1], None, None, None, 0, 0, 0, 3, 0, 1,
             [1.0, 0.0, 0.0, 0.0], x.clone(), one.clone(), x.clone(), one.clone(), one.clone(), None,
             None, None]  # fmt: skip
     native.phi4_mala(*good)
@@ -320,7 +320,7 @@ def test_bindings_refuse_tensors_that_do_not_fit(native, device):
         (1, one[:-1], "log_prob: expected shape"),
         (2, None, "score"),
         (3, one[:-1], "scale: expected shape"),
-        (6, [6, 2, 1], "expected events of 6 sites"),
+        (6, [6, 2, 1, 1], "expected events of 6 sites"),
         (7, one[:-1], "beta: expected shape"),
         (8, x, "centre and precision go together"),
         (11, -1, "step: the counter"),
@@ -348,8 +348,9 @@ def test_bindings_refuse_tables_and_orders_that_point_outside(native):
     starts = [0, *torch.tensor([len(c) for c in target.colours]).cumsum(0).tolist()]
 
     def sweep(table, order, layout):
-        native.phi4_sites(x, one, params, table, layout, order, starts, None, None, None, 0, 0, 0, 1,
-                          0, x.clone(), one.clone(), one.clone(), None)  # fmt: skip
+        native.phi4_sweeps(x, one, params, table, layout, order, starts, [0], None, None, None, 0, 0,
+                           0, 1, 0, 0, 0, x.clone(), one.clone(), one.clone(), None, None,
+                           None)  # fmt: skip
 
     layout = list(energy.layout)
     sweep(table, order, layout)
@@ -361,7 +362,7 @@ def test_bindings_refuse_tables_and_orders_that_point_outside(native):
     with pytest.raises(ValueError, match="order: every site once, got 4"):
         sweep(table, torch.where(order == 3, 4, order).int(), layout)
     with pytest.raises(ValueError, match="periodic is 0 or 1"):
-        sweep(table, order, [*layout[:2], 7])
+        sweep(table, order, [*layout[:2], 7, 1])
 
 
 def test_more_colours_than_the_kernel_knows_are_swept_in_torch():

@@ -9,7 +9,7 @@ import pysamp
 from pysamp import _native, ops
 
 NAMES = sorted(ops.TABLE)
-DIFFERENTIABLE = ["mixture", "phi4", "sum32"]
+DIFFERENTIABLE = ["mixture", "phi4", "soft", "spins", "sum32"]
 
 
 def as_tuple(value):
@@ -58,7 +58,10 @@ def test_gradients(name, device):
     arguments[0] = arguments[0][:2].clone().requires_grad_(True)
     if name == "phi4":
         arguments[0] = arguments[0].detach()[:, :6].clone().requires_grad_(True)
-        arguments[3] = [6, 2, 0]
+        arguments[3] = [6, 2, 0, 1]
+    if name in ("soft", "spins"):  # a ring of three sites of two components
+        arguments[0] = arguments[0].detach()[:, :6].clone().requires_grad_(True)
+        arguments[2:] = arguments[2][:0], [3, 2, 1, 2]
     if name != "sum32":
         arguments[1] = arguments[1].clone().requires_grad_(True)
     wanted = [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]
@@ -131,7 +134,7 @@ def test_wrong_dtype_lists_the_accepted_ones(name, native, device):
     assert len(str(caught.value)) < 4000  # no tensor is printed
 
 
-@pytest.mark.parametrize("name", ["mixture", "phi4", "sum32"])
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_wrong_rank(name, native, device):
     arguments = list(first_sample(name, device))
     arguments[0] = arguments[0][0]
@@ -141,12 +144,14 @@ def test_wrong_rank(name, native, device):
 
 def test_sizes_that_disagree(native, device):
     x, params, table, layout = first_sample("phi4", device)
-    with pytest.raises(ValueError, match="phi4: x: expected events of 99 sites, got 100"):
-        ops.phi4(x, params, table, [99, 2, 0])
-    with pytest.raises(ValueError, match=r"phi4: params: expected \(J, v1, v2, v4\), got 3"):
+    with pytest.raises(
+        ValueError, match="phi4: x: expected events of 99 sites of 1 components, got 100"
+    ):
+        ops.phi4(x, params, table, [99, 2, 0, 1])
+    with pytest.raises(ValueError, match=r"phi4: params: expected \(J, v1, v2, v4, c\), got 3"):
         ops.phi4(x, params[:3], table, layout)
     with pytest.raises(ValueError, match="phi4: table: wrong length"):
-        ops.phi4(x, params, table, [100, 4, 1])
+        ops.phi4(x, params, table, [100, 4, 1, 1])
     x, params, table, layout = first_sample("mixture", device)
     with pytest.raises(ValueError, match="mixture: params: expected"):
         ops.mixture(x, params[:-1], table, layout)

@@ -173,3 +173,112 @@ def sites(
         counted.counts.local_moves += n * rows * math.prod(state.x.shape[1:])
     kept_x = None if trace_x is None else trace_x.reshape(rows, kept, *state.x.shape[1:])
     return out.reshape(state.x.shape), Info(accept, {"nonfinite": nonfinite}, kept_x, None)
+
+
+MOVES = ("metropolis", "heat_bath", "reflect")  # by number, Move of csrc/sweeps.h
+IN_LANES = ("auto", "chains", "sites")  # Layout of csrc/fields.h; all give the same bits
+MAX_MOVES = 16  # Program::kMax
+
+
+def sweeps(
+    target: Target, state: State, moves: tuple[str, ...], n: int, thin: int | None,
+    scale: Tensor | None, every: int | None = None, *, in_lanes: str = "auto",
+) -> tuple[Tensor, Info] | None:  # fmt: skip
+    """n steps of one sweep of each of `moves`: the new x and what is known of it, or None.
+
+    With `every`, what is kept every `thin` steps is a record, the mean over measurements `every`
+    steps apart; else it is x. `in_lanes` forces a layout, to compare them.
+    """
+    found = plan(target, state.x)
+    call = found.function("sweeps") if found is not None else None
+    if found is None or call is None or len(moves) > MAX_MOVES:
+        return None
+    if every is not None and (found.beta is not None or found.centre is not None):
+        return None  # records are those of the density itself
+    colours = target.site_colours  # type: ignore[attr-defined]
+    starts = [0]
+    for colour in colours:
+        starts.append(starts[-1] + len(colour))
+    kept = _Kept(found, state, n, thin, every)
+    out = torch.empty_like(kept.x)
+    accept, nonfinite = torch.empty((2, len(out)), dtype=out.dtype, device=out.device)
+    call(
+        kept.x, scale, *kept.energy, torch.cat(colours).to(out.device, torch.int32), starts,
+        [MOVES.index(move) for move in moves], found.beta, found.centre, found.precision,
+        state.seed, state.step, state.first_chain, n, thin or 0, every or 0,
+        IN_LANES.index(in_lanes), out, accept, nonfinite, *kept.tensors,
+    )  # fmt: skip
+    components = 1 if target.unit_length else target.n_components  # type: ignore[attr-defined]
+    for counted in found.counted:
+        counted.counts.local_moves += n * len(moves) * len(out) * starts[-1] * components
+    return out.reshape(state.x.shape), Info(accept, {"nonfinite": nonfinite}, kept.result(), None)
+
+
+def clusters(
+    target: Target, state: State, rule: str, n: int, thin: int | None, every: int | None = None
+) -> tuple[Tensor, Info] | None:
+    """n cluster steps, as `sweeps`; rule: "wolff" or "swendsen_wang"."""
+    found = plan(target, state.x)
+    call = found.function("clusters") if found is not None else None
+    if found is None or call is None or found.centre is not None:
+        return None
+    if every is not None and found.beta is not None:
+        return None
+    kept = _Kept(found, state, n, thin, every)
+    out = torch.empty_like(kept.x)
+    size, accept, nonfinite = torch.empty((3, len(out)), dtype=out.dtype, device=out.device)
+    call(
+        kept.x, *kept.energy, rule == "wolff", found.beta, state.seed, state.step,
+        state.first_chain, n, thin or 0, every or 0, out, size, accept, nonfinite, *kept.tensors,
+    )  # fmt: skip
+    return out.reshape(state.x.shape), Info(accept, {"cluster_size": size}, kept.result(), None)
+
+
+class _Kept:
+    """The field of a call on a lattice, its energy, and where what is kept of its steps goes."""
+
+    def __init__(
+        self, plan: Plan, state: State, n: int, thin: int | None, every: int | None
+    ) -> None:
+        rows, dtype, device = state.n_chains, state.x.dtype, state.x.device
+        energy = plan.energy
+        self.x = x = state.x.reshape(rows, -1).contiguous()
+        self.event = state.x.shape[1:]
+        self.energy = (
+            _params_on(energy.params, device, dtype),
+            _table_on(energy.table, device),
+            list(energy.layout),
+        )
+        count = n // thin if thin else 0
+        measures = every is not None
+        self.trace = x.new_empty((rows, count, x.shape[1])) if thin and not measures else None
+        self.records = x.new_empty((rows, count, RECORD)) if measures else None
+        shape = tuple(self.event[: energy.layout[1] // 2])
+        self.tensors = (
+            self.trace,
+            _waves(shape, device, dtype) if measures else None,
+            self.records,
+        )
+
+    def result(self) -> Tensor | None:
+        """(rows, n // thin, *event) or (rows, n // thin, 9), or None."""
+        if self.records is not None:
+            return self.records
+        if self.trace is None:
+            return None
+        return self.trace.reshape(*self.trace.shape[:2], *self.event)
+
+
+RECORD = 9  # numbers of a record, kRecord of csrc/measure.h
+
+
+@functools.lru_cache(maxsize=16)
+def _waves(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """cos and sin of 2π x_μ/L_μ at every site, axis after axis: (2d, n_sites)."""
+    rows = []
+    for axis, length in enumerate(shape):
+        along = torch.arange(length, dtype=torch.float64) * (2 * math.pi / length)
+        along = along.reshape([-1 if a == axis else 1 for a in range(len(shape))]).expand(shape)
+        rows += [along.cos().reshape(-1), along.sin().reshape(-1)]
+    with torch.inference_mode(False):
+        return torch.stack(rows).to(device=device, dtype=dtype)
