@@ -18,27 +18,44 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pysamp import exact, metrics, rng, targets
+    from pysamp import errors, exact, lattice, metrics, rng, targets
     from pysamp._native import backend, include_path
     from pysamp.check import check_target
-    from pysamp.mcmc import HMC, MALA, ULA, Metropolis, Multiplicative, ParallelTempering
+    from pysamp.mcmc import (
+        HMC,
+        MALA,
+        ULA,
+        Cycle,
+        HeatBath,
+        Metropolis,
+        Multiplicative,
+        OverRelaxation,
+        ParallelTempering,
+        SwendsenWang,
+        Wolff,
+    )
     from pysamp.samples import Samples
     from pysamp.sampling import resume, sample
     from pysamp.selftest import doctor
     from pysamp.target import Boltzmann, Counted, NativeEnergy, Tempered, Tilted
 
-_MODULES = ("exact", "metrics", "rng", "targets")
+_MODULES = ("errors", "exact", "lattice", "metrics", "rng", "targets")
 _HOME = {
     "backend": "_native",
     "include_path": "_native",
     "check_target": "check",
     "doctor": "selftest",
+    "Cycle": "mcmc",
     "HMC": "mcmc",
+    "HeatBath": "mcmc",
     "MALA": "mcmc",
     "ULA": "mcmc",
     "Metropolis": "mcmc",
     "Multiplicative": "mcmc",
+    "OverRelaxation": "mcmc",
     "ParallelTempering": "mcmc",
+    "SwendsenWang": "mcmc",
+    "Wolff": "mcmc",
     "resume": "sampling",
     "sample": "sampling",
     "Samples": "samples",
@@ -52,21 +69,28 @@ _HOME = {
 __all__ = [
     "Boltzmann",
     "Counted",
+    "Cycle",
     "HMC",
+    "HeatBath",
     "MALA",
     "Metropolis",
     "Multiplicative",
     "NativeEnergy",
+    "OverRelaxation",
     "ParallelTempering",
     "Samples",
+    "SwendsenWang",
     "Tempered",
     "Tilted",
     "ULA",
+    "Wolff",
     "backend",
     "check_target",
     "doctor",
+    "errors",
     "exact",
     "include_path",
+    "lattice",
     "metrics",
     "resume",
     "rng",

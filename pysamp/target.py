@@ -1,9 +1,6 @@
-"""What a density is: the target protocol, its capabilities, its wrappers.
+"""How a density is evaluated, and its wrappers: at another temperature, tilted, counted, a function.
 
-A target is an unnormalised log density on events of a fixed shape. What else it may offer (score,
-modes, exact draws, a native energy, ...) is a capability: a runtime-checkable protocol, asked for with
-`isinstance`. From Python 3.12 on such a check looks at attributes statically, so a capability that
-depends on a value is an attribute that is set or not; a property that raises counts as present.
+What a target is and what it may offer is capabilities.py; the names there belong to this module, too.
 
 Conventions: x is (n, *event_shape); log_prob is (n,); the score is the gradient of log_prob and has
 the shape of x. A temperature enters through `Boltzmann` and `Tempered` and nowhere else.
@@ -15,106 +12,57 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pysamp import ops
+from pysamp.capabilities import (
+    HasBonds,
+    HasLocal,
+    HasLocalField,
+    HasLogZ,
+    HasModes,
+    HasNative,
+    HasObservables,
+    HasQuartic,
+    HasRecord,
+    HasSampler,
+    HasScore,
+    HasSites,
+    HasValueAndScore,
+    NativeEnergy,
+    Target,
+)
 
-
-@runtime_checkable
-class Target(Protocol):
-    """An unnormalised density: (n, *event_shape) -> (n,)."""
-
-    @property
-    def event_shape(self) -> tuple[int, ...]: ...
-
-    def log_prob(self, x: Tensor) -> Tensor: ...
-
-
-@runtime_checkable
-class HasScore(Protocol):
-    """The gradient of log_prob in closed form, shape of x."""
-
-    def score(self, x: Tensor) -> Tensor: ...
-
-
-@runtime_checkable
-class HasValueAndScore(Protocol):
-    """Log density (n,) and score (n, *event_shape) from one evaluation."""
-
-    def log_prob_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-@runtime_checkable
-class HasNative(Protocol):
-    """A C++ energy functor that equals log_prob, for fused chains."""
-
-    @property
-    def native(self) -> NativeEnergy: ...
-
-
-@runtime_checkable
-class HasModes(Protocol):
-    """A partition of space into k modes: weights (k,) that sum to 1, labels (n,) int64."""
-
-    @property
-    def mode_weights(self) -> Tensor: ...
-
-    def mode(self, x: Tensor) -> Tensor: ...
-
-
-@runtime_checkable
-class HasSampler(Protocol):
-    """Exact independent draws (n, *event_shape), a function of the seed."""
-
-    def sample(self, n: int, *, seed: int) -> Tensor: ...
-
-
-@runtime_checkable
-class HasLogZ(Protocol):
-    """log of the integral of exp(log_prob)."""
-
-    @property
-    def log_z(self) -> float: ...
-
-
-@runtime_checkable
-class HasObservables(Protocol):
-    """Named physical quantities, one number (n,) per configuration."""
-
-    def observables(self, x: Tensor) -> dict[str, Tensor]: ...
-
-
-@runtime_checkable
-class HasLocal(Protocol):
-    """A lattice with single-site moves.
-
-    `colours`: int64 indices into the flattened event; each site once, no neighbours of one colour.
-    `local_difference`: log p(x with a site replaced by new) - log p(x), each site taken alone; new
-    and the result are (n, len(sites)).
-    """
-
-    @property
-    def colours(self) -> tuple[Tensor, ...]: ...
-
-    def local_difference(self, x: Tensor, sites: Tensor, new: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class NativeEnergy:
-    """Name of a C++ functor, its flat parameters, integer layout and table (such as neighbours).
-
-    `module` is the user's own extension module; None means the one of pysamp.
-    """
-
-    name: str
-    params: tuple[float, ...]
-    layout: tuple[int, ...]
-    module: ModuleType | None = None
-    table: tuple[int, ...] = ()
+__all__ = [
+    "Boltzmann",
+    "Counted",
+    "Counts",
+    "FunctionTarget",
+    "HasBonds",
+    "HasLocal",
+    "HasLocalField",
+    "HasLogZ",
+    "HasModes",
+    "HasNative",
+    "HasObservables",
+    "HasQuartic",
+    "HasRecord",
+    "HasSampler",
+    "HasScore",
+    "HasSites",
+    "HasValueAndScore",
+    "NativeEnergy",
+    "Target",
+    "Tempered",
+    "Tilted",
+    "as_target",
+    "check_log_prob",
+    "log_prob_and_score",
+    "log_prob_of",
+]
 
 
 def _value_and_gradient(
@@ -220,18 +168,18 @@ def _per_chain(value: float | Tensor, name: str, x: Tensor, ndim: int = 1) -> fl
     return value.to(x).reshape(-1, *(1,) * (ndim - 1)) if value.ndim else value.to(x)
 
 
-def _set_local(wrapper: Target, base: Target, difference: Callable[..., Tensor]) -> None:
-    """Give a wrapper the single-site moves that its base has."""
-    if isinstance(base, HasLocal):
-        object.__setattr__(wrapper, "colours", base.colours)
-        object.__setattr__(wrapper, "local_difference", difference)
+def _offer(wrapper: Target, base: Target, capability: type, **members: Any) -> None:
+    """Give a wrapper a capability of its base: these members in its way, the others as they are."""
+    if isinstance(base, capability):
+        for name in _MEMBERS[capability]:
+            object.__setattr__(wrapper, name, members.get(name) or getattr(base, name))
 
 
 @dataclass(frozen=True, eq=False)
 class Tempered:
     """log p(x) = beta * log p_base(x), with one beta for all chains or one for each (n,).
 
-    It has single-site moves where its base has them.
+    It has single-site moves, and the couplings of its base (without beta), where its base has them.
     """
 
     base: Target
@@ -239,7 +187,11 @@ class Tempered:
 
     def __post_init__(self) -> None:
         _check_scale(self.beta, "beta")
-        _set_local(self, self.base, self._local_difference)
+        _offer(self, self.base, HasLocal, local_difference=self._local_difference)
+        _offer(self, self.base, HasSites)
+        _offer(self, self.base, HasLocalField, local_field=self._local_field)
+        _offer(self, self.base, HasQuartic, quartic=self._quartic)
+        _offer(self, self.base, HasBonds)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -260,13 +212,22 @@ class Tempered:
         difference = self.base.local_difference(x, sites, new)  # type: ignore[attr-defined]
         return _per_chain(self.beta, "beta", x, new.ndim) * difference
 
+    def _local_field(self, x: Tensor, sites: Tensor) -> Tensor:
+        field = self.base.local_field(x, sites)  # type: ignore[attr-defined]
+        return _per_chain(self.beta, "beta", x, field.ndim) * field
+
+    def _quartic(self, x: Tensor, sites: Tensor, component: int) -> tuple[Tensor, Tensor, Tensor]:
+        beta = _per_chain(self.beta, "beta", x, 2)
+        square, fourth, linear = self.base.quartic(x, sites, component)  # type: ignore[attr-defined]
+        return beta * square, beta * fourth, beta * linear
+
 
 @dataclass(frozen=True, eq=False)
 class Tilted:
     """log p(x) - precision/2 |x - centre|^2: the posterior of x observed in Gaussian noise.
 
     centre: (*event_shape) or (n, *event_shape); precision: a number or (n,). It has single-site
-    moves where its base has them.
+    moves where its base has them, but no local field: it changes under rotations.
     Reference: the conditional q_t(x|y) of SLIPS (Grenioux et al. 2024, arXiv 2402.10758).
     """
 
@@ -280,7 +241,10 @@ class Tilted:
         shape = tuple(self.centre.shape)
         if shape != event and not (len(shape) == len(event) + 1 and shape[1:] == event):
             raise ValueError(f"centre must have shape {event} or (n, *{event}), got {shape}")
-        _set_local(self, self.base, self._local_difference)
+        _offer(self, self.base, HasLocal, local_difference=self._local_difference)
+        _offer(self, self.base, HasSites)
+        if isinstance(self.base, HasSites):
+            _offer(self, self.base, HasQuartic, quartic=self._quartic)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -300,12 +264,23 @@ class Tilted:
 
     def _local_difference(self, x: Tensor, sites: Tensor, new: Tensor) -> Tensor:
         difference = self.base.local_difference(x, sites, new)  # type: ignore[attr-defined]
-        size = math.prod(self.event_shape)
-        centre = self._centre_for(x).reshape(-1, size)[:, sites]  # (1 or n, len(sites))
-        now, then = x.reshape(x.shape[0], size)[:, sites] - centre, new - centre
+        centre = self._centre_at(x, sites)
+        flat = x.reshape(x.shape[0], math.prod(self.event_shape))
+        now, then = flat[:, sites] - centre, new - centre
         # The order of operations of csrc/energy.h, so that sweeps are equal on every backend.
         half = 0.5 * _per_chain(self.precision, "precision", x, new.ndim)
         return difference - half * (then * then - now * now)
+
+    def _quartic(self, x: Tensor, sites: Tensor, component: int) -> tuple[Tensor, Tensor, Tensor]:
+        square, fourth, linear = self.base.quartic(x, sites, component)  # type: ignore[attr-defined]
+        element = sites * self.base.n_components + component  # type: ignore[attr-defined]
+        precision = _per_chain(self.precision, "precision", x, 2)
+        centre = self._centre_at(x, element)
+        return square + 0.5 * precision, fourth, linear + precision * centre
+
+    def _centre_at(self, x: Tensor, elements: Tensor) -> Tensor:
+        """(1 or n, len(elements))"""
+        return self._centre_for(x).reshape(-1, math.prod(self.event_shape))[:, elements]
 
     def _centre_for(self, x: Tensor) -> Tensor:
         if self.centre.ndim == x.ndim and self.centre.shape[0] != x.shape[0]:
@@ -324,7 +299,7 @@ class Tilted:
 
 @dataclass
 class Counts:
-    """Rows evaluated so far; `local_moves` counts single-site differences."""
+    """Rows evaluated so far; `local_moves` counts moves of single sites that were proposed."""
 
     evaluations: int = 0
     gradients: int = 0
@@ -343,13 +318,15 @@ class Counted:
     counts: Counts = field(default_factory=Counts, compare=False)
 
     def __post_init__(self) -> None:
-        counted = {"score": self._score, "local_difference": self._local_difference}
-        for capability, members in _FORWARDED.items():
+        counted = {
+            "score": self._score,
+            "local_difference": self._local_difference,
+            "local_field": self._local_field,
+            "quartic": self._quartic,
+        }
+        for capability in _MEMBERS:
             try:
-                if isinstance(self.base, capability):
-                    for name in members:
-                        value = counted.get(name) or getattr(self.base, name)
-                        object.__setattr__(self, name, value)
+                _offer(self, self.base, capability, **counted)
             except ValueError:
                 continue  # an exact answer out of reach; the density itself is fine
 
@@ -386,17 +363,30 @@ class Counted:
         self.counts.local_moves += new.numel()
         return self.base.local_difference(x, sites, new)  # type: ignore[attr-defined]
 
+    def _local_field(self, x: Tensor, sites: Tensor) -> Tensor:
+        self.counts.local_moves += x.shape[0] * len(sites)
+        return self.base.local_field(x, sites)  # type: ignore[attr-defined]
+
+    def _quartic(self, x: Tensor, sites: Tensor, component: int) -> tuple[Tensor, Tensor, Tensor]:
+        self.counts.local_moves += x.shape[0] * len(sites)
+        return self.base.quartic(x, sites, component)  # type: ignore[attr-defined]
+
     def _count_backward(self, gradient: Tensor) -> None:
         self.counts.gradients += gradient.shape[0]
 
 
-_FORWARDED: dict[type, tuple[str, ...]] = {
+_MEMBERS: dict[type, tuple[str, ...]] = {
     HasScore: ("score",),
     HasModes: ("mode_weights", "mode"),
     HasSampler: ("sample",),
     HasLogZ: ("log_z",),
     HasObservables: ("observables",),
     HasLocal: ("colours", "local_difference"),
+    HasSites: ("site_colours", "n_components", "unit_length"),
+    HasLocalField: ("local_field",),
+    HasQuartic: ("quartic",),
+    HasBonds: ("couplings",),
+    HasRecord: ("record", "from_record", "derived"),
 }
 
 

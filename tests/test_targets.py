@@ -23,13 +23,18 @@ from pysamp.target import (
     Boltzmann,
     Counted,
     FunctionTarget,
+    HasBonds,
     HasLocal,
+    HasLocalField,
     HasLogZ,
     HasModes,
     HasNative,
     HasObservables,
+    HasQuartic,
+    HasRecord,
     HasSampler,
     HasScore,
+    HasSites,
     HasValueAndScore,
     Target,
     Tempered,
@@ -38,11 +43,15 @@ from pysamp.target import (
     log_prob_and_score,
 )
 from pysamp.targets.mixture import EightGaussians, GaussianMixture, ManyModes, Rings, TwoModes
+from pysamp.targets.on import ON
 from pysamp.targets.phi4 import Phi4, Phi4Chain
 from pysamp.targets.toy import Funnel
 
 ROOT = Path(__file__).resolve().parents[1]
-CAPABILITIES = (HasScore, HasModes, HasSampler, HasLogZ, HasObservables, HasLocal)
+CAPABILITIES = (
+    HasScore, HasModes, HasSampler, HasLogZ, HasObservables, HasLocal, HasSites, HasLocalField,
+    HasQuartic, HasBonds, HasRecord,
+)  # fmt: skip
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -93,6 +102,12 @@ TARGETS = {
     "chain": Phi4Chain(n_sites=9, a=0.1, beta=20.0, h=0.01),
     "lattice": Phi4(shape=(4, 6), kappa=0.25, lam=0.02),
     "odd lattice": Phi4(shape=(3, 5), kappa=0.25, lam=0.02),
+    "even chain": Phi4Chain(n_sites=8),
+    "ising": ON((4, 3), n=1, beta=0.4),
+    "xy": ON((3, 2, 2), n=2, beta=0.7, periodic=False),
+    "soft": ON.soft((3, 4), n=3, r=-1.0, u=2.0),
+    "open soft": ON.soft((5,), n=1, r=-0.1, u=0.0, periodic=False),
+    "large n": ON.large_n((4, 6), r=-1.0, u=2.0),
     "tempered": Tempered(full_mixture(), 0.3),
     "tilted": Tilted(full_mixture(), noise(3), 1.5),
     "counted": Counted(full_mixture()),
@@ -535,6 +550,7 @@ def test_counted_has_the_capabilities_of_its_base(name):
 def test_capabilities_are_visible_statically(name):
     """From Python 3.12 on, isinstance with a protocol reads members without running properties."""
     members = {HasNative: "native", HasScore: "score", HasModes: "mode", HasLocal: "colours"}
+    members |= {HasSites: "site_colours", HasBonds: "couplings", HasQuartic: "quartic"}
     for target in (TARGETS[name], Counted(TARGETS[name])):
         for capability, member in members.items():
             absent = object()

@@ -1,5 +1,6 @@
 """Parallel tempering: known weights of modes from the wrong start, and an exact bookkeeping."""
 
+import itertools
 import math
 from itertools import pairwise
 
@@ -7,12 +8,26 @@ import pytest
 import torch
 
 from pysamp import backend, rng
-from pysamp.mcmc import HMC, MALA, ULA, Metropolis, ParallelTempering, ladder_geometric, warm_up
-from pysamp.mcmc.base import replace
+from pysamp.mcmc import (
+    HMC,
+    MALA,
+    ULA,
+    Cycle,
+    HeatBath,
+    Metropolis,
+    OverRelaxation,
+    ParallelTempering,
+    SwendsenWang,
+    Wolff,
+    ladder_geometric,
+    warm_up,
+)
+from pysamp.mcmc.base import Tunable, replace
 from pysamp.mcmc.langevin import Multiplicative
 from pysamp.mcmc.tempering import respaced
-from pysamp.target import Counted, FunctionTarget
+from pysamp.target import Counted, FunctionTarget, Tempered
 from pysamp.targets import GaussianMixture, Phi4, Phi4Chain, TwoModes
+from pysamp.targets.on import ON
 
 F64 = torch.float64
 SE = 5.0
@@ -113,6 +128,165 @@ def test_swap_acceptance_of_a_gaussian_is_known():
     state, _ = kernel.step(target, state, 40)
     _, info = kernel.step(target, state, 20)
     assert z_of_chains(info.extra["swap_accept"][:, 0], expected) < SE
+
+
+WITHOUT_SCALE = {
+    "heat bath": HeatBath(),
+    "wolff": Wolff(),
+    "sw": SwendsenWang(),
+    "cycle": Cycle(HeatBath(), Wolff()),
+}
+
+
+@pytest.mark.parametrize("inner", WITHOUT_SCALE)
+def test_around_a_kernel_without_a_scale(inner):
+    """The 4 × 4 Ising model on each rung by enumeration, from the ordered state."""
+    target, betas = ON((4, 4), 1, 0.6), (1.0, 0.7, 0.4)
+    every = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=16)), dtype=F64)
+    log_prob = target.log_prob(every.reshape(-1, 4, 4, 1))
+    kernel = ParallelTempering(WITHOUT_SCALE[inner], betas=betas, swap_every=2)
+    assert not isinstance(kernel, Tunable)
+    state = kernel.init(target, torch.ones(1000, 4, 4, 1, dtype=F64), seed=3)
+    same_kernel, state, report = warm_up(kernel, target, state, 20)
+    assert same_kernel is kernel
+    assert "scale" not in report
+    state, info = kernel.step(target, state, 20, thin=20)
+    assert float(info.extra["swap_accept"].mean()) > 0.1
+    assert bool((info.accept == 1).all())
+    assert int(state.aux["round_trips"].sum()) > 0
+    for k, beta in enumerate(betas):
+        p = torch.softmax(beta * log_prob, 0)
+        found = state.aux["log_prob"].gather(
+            1, torch.argsort(state.aux["rung"], dim=1)[:, k : k + 1]
+        )
+        assert z_of_chains(found[:, 0], float(p @ log_prob)) < SE
+        assert z_of_chains(found[:, 0] ** 2, float(p @ log_prob**2)) < SE
+    assert z_of_chains(state.x.mean((1, 2, 3)), 0.0) < SE
+    torch.testing.assert_close(state.log_prob, target.log_prob(state.x))
+
+
+# ---------------------------------------------------------------------------- a ladder in r
+SOFT = ON.soft((2,), 1, -3.0, 1.5)  # −log p = (φ_0 − φ_1)² + Σ [½ r φ² + (u/4) φ⁴]
+RS = (-3.0, -1.8, -0.5, 1.0)
+IN_R = {
+    "sites": Metropolis(moves="site", width=1.5),
+    "mala": MALA(step_size=torch.tensor([0.05, 0.08, 0.15, 0.25])),
+    "hmc": HMC(step_size=0.3, n_leapfrog=4),
+    "heat bath": HeatBath(),
+    "cycle": Cycle(Metropolis(moves="site", width=1.5), HeatBath()),
+}
+
+
+def moments(r):
+    """⟨φ_0²⟩, ⟨φ_0 φ_1⟩, ⟨log p⟩ of the target and ⟨½ Σ φ²⟩, at this r, by quadrature."""
+    axis = torch.linspace(-5, 5, 601, dtype=F64)
+    a, b = axis[:, None], axis[None, :]
+
+    def at(r):
+        return -((a - b) ** 2) - sum(r / 2 * v**2 + 1.5 / 4 * v**4 for v in (a, b))
+
+    p = torch.softmax(at(r).flatten(), 0).reshape(601, 601)
+    return [float((p * f).sum()) for f in (a**2 + 0 * b, a * b, at(RS[0]), (a**2 + b**2) / 2)]
+
+
+@pytest.mark.parametrize("inner", IN_R)
+def test_every_rung_of_a_ladder_in_r(inner):
+    """All copies start in one phase; the barrier of r₀ is crossed where r > 0."""
+    kernel, n = ParallelTempering(IN_R[inner], r=RS, swap_every=2), 1500
+    start_x = 1.5 + 0.1 * start(n, (2, 1), dtype=F64)
+    state = kernel.init(SOFT, start_x, seed=11)
+    state, info = kernel.step(SOFT, state, 150)
+    assert float(info.extra["swap_accept"].mean(0).min()) > 0.3
+    assert float(info.extra["round_trip_rate"].mean()) > 0.005
+    assert int(state.aux["round_trips"].sum()) > n
+    square, product, log_prob, _ = moments(RS[0])
+    assert z_of_chains(state.x[:, 0, 0], 0.0) < SE
+    assert z_of_chains(state.x[:, 0, 0] ** 2, square) < SE
+    assert z_of_chains(state.x[:, 0, 0] * state.x[:, 1, 0], product) < SE
+    assert z_of_chains(state.log_prob, log_prob) < SE
+    at = torch.argsort(state.aux["rung"], dim=1)
+    fields = state.aux["x"].gather(1, at[:, :, None, None].expand(-1, -1, 2, 1))
+    for k, r in enumerate(RS):
+        assert z_of_chains(fields[:, k].square().sum((1, 2)) / 2, moments(r)[3]) < SE
+
+
+def test_swap_acceptance_in_r_is_known():
+    """E min(1, e^{(r₁ − r₀)(Q₁ − Q₀)}), Q = ½ φ², by quadrature over both copies of a free field."""
+    target, r = ON.soft((2,), 1, 1.0, 0.0), (1.0, 3.0)
+    # With φ_0 ± φ_1 in polar coordinates, −log p = r Q + 4 Q sin²α, of the measure dQ dα.
+    q = torch.linspace(0, 40, 4001, dtype=F64)[1:] - 0.005
+    angle = (torch.arange(200, dtype=F64) + 0.5) * (math.pi / 400)
+    weight = [torch.exp(-q[:, None] * (v + 4 * angle.sin() ** 2)).sum(1) for v in r]
+    weight = [w / w.sum() for w in weight]
+    ratio = torch.exp(((r[1] - r[0]) * (q[None, :] - q[:, None])).clamp(max=0.0))
+    expected = float(weight[0] @ (ratio @ weight[1]))
+    kernel = ParallelTempering(HMC(step_size=torch.tensor([0.5, 0.4]), n_leapfrog=3), r=r)
+    state = kernel.init(target, start(4000, (2, 1), dtype=F64), seed=12)
+    state, _ = kernel.step(target, state, 30)
+    _, info = kernel.step(target, state, 10)
+    assert z_of_chains(info.extra["swap_accept"][:, 0], expected) < SE
+
+
+@pytest.mark.parametrize("inner", IN_R)
+def test_the_state_of_a_ladder_in_r(inner, dtype):
+    """What is kept of a walker belongs to its field and its r; fusing, splitting, torch: no change."""
+    target, kernel = ON.soft((3, 2), 2, -2.0, 1.0), ParallelTempering(IN_R[inner], r=(-2, -1, 0, 1))
+    x = start(9, (3, 2, 2), dtype=dtype)
+    begin = kernel.init(target, x, seed=6, first_chain=3)
+    state, info = kernel.step(target, begin, 6, thin=2)
+    aux, rows = state.aux, torch.arange(9)
+    assert int((aux["rung"] != torch.arange(4)).sum()) > 0
+    assert torch.equal(aux["ladder"], torch.tensor([-2.0, -1, 0, 1], dtype=dtype).expand(9, 4))
+    cold = (aux["rung"] == 0).nonzero()[:, 1]
+    assert torch.equal(state.x, aux["x"][rows, cold])
+    assert torch.equal(state.log_prob, aux["log_prob"][rows, cold])
+    fields = aux["x"].flatten(0, 1)
+    log_prob, score = target.log_prob_and_score(fields)
+    torch.testing.assert_close(aux["log_prob"].flatten(), log_prob)
+    if "score" in aux:
+        shift = aux["ladder"].gather(1, aux["rung"]).reshape(-1, 1, 1, 1) + 2
+        torch.testing.assert_close(aux["score"].flatten(0, 1), score - shift * fields)
+
+    single, kept = begin, []
+    for i in range(6):
+        single, _ = kernel.step(target, single)
+        if i % 2:
+            kept.append(single.x)
+    assert same(state, single)
+    assert torch.equal(info.x, torch.stack(kept, 1))
+    parts = [kernel.init(target, x[a:b], seed=6, first_chain=3 + a) for a, b in ((0, 4), (4, 9))]
+    parts = [kernel.step(target, part, 6)[0] for part in parts]
+    assert all(torch.equal(aux[key], torch.cat([p.aux[key] for p in parts])) for key in aux)
+    with backend("torch"):
+        other, _ = kernel.step(target, kernel.init(target, x, seed=6, first_chain=3), 6, thin=2)
+    assert same(state, other)
+
+
+def test_warm_up_in_r():
+    """A scale for each rung; rungs move only if asked to, then to r equidistant in the barrier."""
+    kernel = ParallelTempering(MALA(), r=(-3.0, -2.9, 1.0))
+    begin = kernel.init(SOFT, start(40, (2, 1)), seed=1)
+    _, state, report = warm_up(kernel, SOFT, begin, 90)
+    assert report["ladder"] == pytest.approx([-3.0, -2.9, 1.0])
+    assert len(report["scale"]) == 3
+    moving = replace(kernel, adapt_ladder=True)
+    _, state, report = warm_up(moving, SOFT, begin, 90)
+    assert -2.5 < report["ladder"][1] < -0.5
+    assert report["ladder"][::2] == [-3.0, 1.0]
+    respaced_r = respaced([-3.0, 0.0, 1.0], [0.5, 0.9], powers=False)
+    assert respaced_r == pytest.approx((-3.0, -1.2, 1.0))  # barrier 0, 0.5, 0.6: half way at 0.3
+    _, score = SOFT.log_prob_and_score(state.aux["x"].flatten(0, 1))
+    shift = state.aux["ladder"].gather(1, state.aux["rung"]).reshape(-1, 1, 1) + 3.0
+    found = state.aux["score"].flatten(0, 1)
+    torch.testing.assert_close(
+        found, score - shift * state.aux["x"].flatten(0, 1), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_overflows_count_also_at_negative_r():
+    kernel = ParallelTempering(MALA(step_size=1e30), r=(-3.0, -2.0))
+    _, info = kernel.step(SOFT, kernel.init(SOFT, start(6, (2, 1)), seed=2), 10)
+    assert bool((info.extra["nonfinite"] == 20).all())
 
 
 # ---------------------------------------------------------------------------- bookkeeping
@@ -336,8 +510,13 @@ def test_a_given_ladder_stays_and_a_default_one_moves():
         ({"kernel": MALA}, TypeError, "kernel must be a Kernel"),
         ({"kernel": "mala"}, TypeError, "kernel must be a Kernel, got 'mala'"),
         ({"kernel": ULA(step_size=0.1)}, TypeError, "invariant, got ULA"),
+        ({"kernel": Cycle(HeatBath(), ULA(0.1))}, TypeError, "invariant, got ULA"),
         ({"kernel": ParallelTempering(MALA())}, TypeError, "must not be a ParallelTempering"),
         ({"kernel": MALA(0.1, adapt=Multiplicative())}, ValueError, "adapt=Multiplicative"),
+        ({"r": (0.0, 1.0), "betas": (1.0, 0.5)}, ValueError, "betas and r exclude each other"),
+        ({"r": (0.0, 1.0, 1.0)}, ValueError, r"r must be finite and increase, got \(0.0, 1.0, 1.0\)"),
+        ({"r": (0.0, math.inf)}, ValueError, "r must be finite and increase"),
+        ({"r": (0.0,)}, ValueError, "r must be a sequence of at least 2"),
     ],
 )  # fmt: skip
 def test_bad_input(arguments, error, text):
@@ -358,3 +537,19 @@ def test_bad_input_of_steps():
         kernel.init(target, torch.full((2, 12), math.nan), seed=1, first_chain=11)
     with pytest.raises(ValueError, match="step_size must be given"):
         ParallelTempering(MALA(), betas=(1.0, 0.5, 0.1)).step(target, state)
+
+
+def test_bad_input_of_a_ladder_in_r():
+    kernel, x = ParallelTempering(MALA(step_size=0.1), r=RS), torch.zeros(2, 2, 1)
+    with pytest.raises(TypeError, match=r"r needs a soft field, .* got Phi4"):
+        kernel.init(Phi4((2,), 0.1, 0.1), torch.zeros(2, 2), seed=1)
+    with pytest.raises(TypeError, match=r"r needs a soft field, .* got Tempered"):
+        kernel.init(Tempered(SOFT, 0.5), x, seed=1)
+    with pytest.raises(ValueError, match=r"r must start at that of the target, -1\.0, got -3\.0"):
+        kernel.init(Counted(ON.soft((2,), 1, -1.0, 1.5)), x, seed=1)
+    kernel.init(Counted(SOFT), x, seed=1)
+    with pytest.raises(ValueError, match="without a field or a tilt, got Tilted"):
+        ParallelTempering(Wolff(), r=RS).init(SOFT, x, seed=1)
+    soft, x = ON.soft((2,), 2, -3.0, 1.5), torch.zeros(2, 2, 2)
+    with pytest.raises(ValueError, match="local field of each site, which Tilted has not"):
+        ParallelTempering(Cycle(HeatBath(), OverRelaxation()), r=RS).init(soft, x, seed=1)

@@ -2,23 +2,32 @@
 
 from pysamp.mcmc.adapt import DualAveraging, warm_up
 from pysamp.mcmc.base import Info, Kernel, State, Tunable
+from pysamp.mcmc.cluster import SwendsenWang, Wolff
+from pysamp.mcmc.cycle import Cycle
+from pysamp.mcmc.heat_bath import HeatBath
 from pysamp.mcmc.hmc import HMC
 from pysamp.mcmc.langevin import MALA, ULA, Multiplicative
 from pysamp.mcmc.metropolis import Metropolis
+from pysamp.mcmc.over_relaxation import OverRelaxation
 from pysamp.mcmc.tempering import ParallelTempering, ladder_geometric
 
 __all__ = [
+    "Cycle",
     "DualAveraging",
     "HMC",
+    "HeatBath",
     "Info",
     "Kernel",
     "MALA",
     "Metropolis",
     "Multiplicative",
+    "OverRelaxation",
     "ParallelTempering",
     "State",
+    "SwendsenWang",
     "Tunable",
     "ULA",
+    "Wolff",
     "ladder_geometric",
     "warm_up",
 ]

@@ -42,7 +42,7 @@ class HMC:
             raise ValueError(f"n_leapfrog must be a positive integer, got {self.n_leapfrog}")
 
     def init(self, target: Target, x: Tensor, *, seed: int, first_chain: int = 0) -> State:
-        return start(target, x, seed, first_chain)
+        return start(self, target, x, seed, first_chain)
 
     def step(
         self, target: Target, state: State, n: int = 1, *, thin: int | None = None

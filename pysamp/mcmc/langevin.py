@@ -23,14 +23,25 @@ from torch import Tensor
 from pysamp import ops, reference, rng
 from pysamp.mcmc import fused
 from pysamp.mcmc.base import Info, State, check_start, check_steps, columns, per_chain, replace
-from pysamp.target import Target, log_prob_and_score
+from pysamp.target import HasSites, Target, log_prob_and_score
 
 
-def start(target: Target, x: Tensor, seed: int, first_chain: int) -> State:
-    """The state of a kernel that needs scores."""
+def start(kernel: object, target: Target, x: Tensor, seed: int, first_chain: int) -> State:
+    """The state of a kernel that moves all coordinates along the score."""
+    if isinstance(target, HasSites) and target.unit_length:
+        refuse_spins(target, type(kernel).__name__)
     log_prob, score = log_prob_and_score(target, x)
     check_start(log_prob, first_chain)
     return State(x, log_prob.detach(), score.detach(), seed, 0, first_chain)
+
+
+def refuse_spins(target: Target, kernel: str) -> None:
+    """Raises ValueError: the kernel moves points of R^d, and the target lives on spins of length 1."""
+    raise ValueError(
+        f"{kernel} moves all coordinates freely, which takes spins of length 1 off their spheres: "
+        f"sample {type(target).__name__} with Metropolis(), HeatBath(), OverRelaxation() in a Cycle, "
+        "SwendsenWang() or Wolff()"
+    )
 
 
 def squared_norm(x: Tensor) -> Tensor:
@@ -153,7 +164,7 @@ class MALA:
         object.__setattr__(self, "step_size", check_scale(self.step_size, "step_size"))
 
     def init(self, target: Target, x: Tensor, *, seed: int, first_chain: int = 0) -> State:
-        return start(target, x, seed, first_chain)
+        return start(self, target, x, seed, first_chain)
 
     def step(
         self, target: Target, state: State, n: int = 1, *, thin: int | None = None
@@ -231,7 +242,7 @@ class ULA:
         object.__setattr__(self, "step_size", check_scale(self.step_size, "step_size"))
 
     def init(self, target: Target, x: Tensor, *, seed: int, first_chain: int = 0) -> State:
-        return start(target, x, seed, first_chain)
+        return start(self, target, x, seed, first_chain)
 
     def step(
         self, target: Target, state: State, n: int = 1, *, thin: int | None = None

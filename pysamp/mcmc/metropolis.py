@@ -1,23 +1,54 @@
 """Random-walk Metropolis: on the whole event, or site by site on a lattice (Metropolis et al., 1953).
 
-Proposals are uniform, x' = x + δ (2u − 1), with half-width δ. Single-site sweeps go colour by colour:
-sites of one colour do not interact, so a colour may be updated at once and the result is that of
-updating its sites in turn. The numbers of a site belong to its rank in the order of colours.
+Proposals are uniform, x' = x + δ (2u − 1), with half-width δ. Single-site sweeps are sites.py: there a
+component of a field moves so, a spin of length 1 turns by an angle δ (2u − 1), and an Ising spin flips.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from pysamp.mcmc import fused
-from pysamp.mcmc.base import Info, State, check_start, check_steps, columns, per_chain, replace
-from pysamp.mcmc.langevin import Collect, Numbers, acceptance, check_scale, needed
-from pysamp.target import HasLocal, Target, log_prob_of
+from pysamp.mcmc import fused, sites
+from pysamp.mcmc.base import (
+    Info,
+    Kernel,
+    State,
+    Tunable,
+    check_start,
+    check_steps,
+    columns,
+    per_chain,
+    replace,
+)
+from pysamp.mcmc.langevin import (
+    Collect,
+    Numbers,
+    acceptance,
+    check_scale,
+    needed,
+    refuse_spins,
+)
+from pysamp.target import HasLocal, HasSites, Target, log_prob_of
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """A tunable kernel whose scale has an end, or no use, on some targets."""
+
+    def largest_scale(self, target: Target) -> float:
+        """The largest scale that makes sense; 0 where none is used, ∞ where there is no end."""
+
+
+def needs_scale(kernel: Kernel, target: Target) -> bool:
+    """Whether warm-up has to find a scale before the kernel can sample the target."""
+    if not isinstance(kernel, Tunable) or kernel.scale() is not None:
+        return False
+    return not (isinstance(kernel, Bounded) and kernel.largest_scale(target) == 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +57,12 @@ class Metropolis:
 
     moves: "site" sweeps a lattice once per step (the target needs single-site moves), "all" moves the
     whole event at once, "auto" takes sites where the target has them. For "site" the acceptance
-    reported is the accepted fraction of proposals. Cost: one value a step, or one sweep of local
-    differences. Raises ValueError for "site" on a target without single-site moves.
+    reported is the accepted fraction of proposals. Spins of length 1 have sites only, and a δ of at most
+    π, the angle of a turn; Ising spins need no δ.
+    Cost: one value a step, or one sweep of local differences.
+
+    Raises ValueError for "site" on a target without single-site moves, "all" on spins of length 1, and
+    there for δ > π.
     """
 
     width: Tensor | float | None = None
@@ -39,16 +74,21 @@ class Metropolis:
             raise ValueError(f"moves must be 'auto', 'site' or 'all', got {self.moves!r}")
 
     def by_site(self, target: Target) -> bool:
-        local = isinstance(target, HasLocal)
-        if self.moves == "site" and not local:
-            raise ValueError(
-                f"moves='site' needs a target with local_difference and colours, got "
-                f"{type(target).__name__}"
-            )
-        return local and self.moves != "all"
+        spins = sites.is_spins(target)
+        if self.moves == "all":
+            if spins:
+                refuse_spins(target, "Metropolis(moves='all')")
+            return False
+        by_site = spins or isinstance(target, HasLocal)
+        if self.moves == "site" and not by_site:
+            sites.check_moves(target, ("metropolis",))
+        return by_site
 
     def init(self, target: Target, x: Tensor, *, seed: int, first_chain: int = 0) -> State:
-        self.by_site(target)
+        if self.by_site(target):
+            sites.check_moves(target, ("metropolis",))
+            self._check_width(target)
+            return sites.start(target, x, seed, first_chain)
         log_prob = log_prob_of(target, x)
         check_start(log_prob, first_chain)
         return State(x, log_prob, None, seed, 0, first_chain)
@@ -57,9 +97,10 @@ class Metropolis:
         self, target: Target, state: State, n: int = 1, *, thin: int | None = None
     ) -> tuple[State, Info]:
         check_steps(n, thin)
-        width = per_chain(needed(self.width, "width"), "width", state.log_prob)
         if self.by_site(target):
-            return _sweeps(target, state, n, thin, width)
+            width = self.widths(target, state.log_prob)
+            return sites.sweeps(target, state, ("metropolis",), n, thin, width)
+        width = per_chain(needed(self.width, "width"), "width", state.log_prob)
         done = fused.chain("metropolis", target, state, n, thin, width)
         if done is not None:
             return done
@@ -80,6 +121,40 @@ class Metropolis:
             collect.add(probability, finite, x, log_prob)
         return replace(state, x=x, log_prob=log_prob, step=state.step + n), collect.info()
 
+    def measure(
+        self, target: Target, state: State, n: int, *, thin: int, every: int = 1
+    ) -> tuple[State, Info]:
+        """As `HeatBath.measure`."""
+        if not self.by_site(target):
+
+            def step(state: State, n: int) -> tuple[State, Info]:
+                return self.step(target, state, n)
+
+            return sites.measure_steps(step, target, state, n, thin, every)
+        width = self.widths(target, state.log_prob)
+        return sites.measure(target, state, ("metropolis",), n, thin, every, width)
+
+    def widths(self, target: Target, like: Tensor) -> Tensor | None:
+        """δ of each row for moves by site; None for Ising spins, which have no use for one."""
+        largest = self.largest_scale(target)
+        if largest == 0:
+            return None
+        width = per_chain(needed(self.width, "width"), "width", like)
+        if largest == math.inf:
+            return width
+        self._check_width(target)
+        return width.clamp(max=largest)
+
+    def _check_width(self, target: Target) -> None:
+        largest = self.largest_scale(target)
+        if self.width is None or largest in (0.0, math.inf):
+            return
+        given = float(torch.as_tensor(self.width).max())
+        if given > largest * (1 + 1e-6):  # beyond what a rounding of π in float32 explains
+            raise ValueError(
+                f"width must be at most π, a half turn, for spins of length 1, got {given}"
+            )
+
     def scale(self) -> Tensor | float | None:
         return self.width
 
@@ -93,55 +168,11 @@ class Metropolis:
     def initial_scale(self, target: Target) -> float:
         return 0.5
 
+    def largest_scale(self, target: Target) -> float:
+        """The largest δ that makes sense: π for turns, 0 where δ is not used, else ∞."""
+        if isinstance(target, HasSites) and target.unit_length:
+            return 0.0 if target.n_components == 1 else math.pi
+        return math.inf
+
     def groups(self, state: State) -> Tensor | None:
         return None
-
-
-def _sweeps(
-    target: Target, state: State, n: int, thin: int | None, width: Tensor
-) -> tuple[State, Info]:
-    assert isinstance(target, HasLocal)
-    colours = [c.to(state.x.device) for c in target.colours]
-    order = torch.cat(colours)
-    starts = [0]
-    for colour in colours:
-        starts.append(starts[-1] + len(colour))
-    done = fused.sites(target, state, n, thin, width, order, starts)
-    if done is None:
-        x, info = _sweeps_torch(target, state, n, thin, width, colours, starts)
-    else:
-        x, info = done
-    log_prob = log_prob_of(target, x)
-    if info.x is not None:
-        kept = [log_prob_of(target, info.x[:, k]) for k in range(info.x.shape[1])]
-        info = info._replace(log_prob=torch.stack(kept, dim=1))
-    return replace(state, x=x, log_prob=log_prob, step=state.step + n), info
-
-
-def _sweeps_torch(
-    target: HasLocal, state: State, n: int, thin: int | None, width: Tensor,
-    colours: list[Tensor], starts: list[int],
-) -> tuple[Tensor, Info]:  # fmt: skip
-    x = state.x.clone()
-    flat = x.reshape(len(x), -1)  # (n_chains, n_sites), a view of x
-    accept, nonfinite = torch.zeros((2, len(x)), dtype=x.dtype, device=x.device)
-    kept = []
-    numbers = Numbers(state, "site")
-    shape = (len(x), 2 * flat.shape[1])
-    for step in range(state.step, state.step + n):
-        u = numbers.uniform(step, shape)[:, 0::2]  # (n_chains, n_sites) by rank
-        log_u = numbers.log_uniform(step, shape[1])[:, 1::2]
-        moved = torch.zeros_like(accept)
-        for colour, begin, end in zip(colours, starts[:-1], starts[1:], strict=True):
-            new = flat[:, colour] + width[:, None] * (u[:, begin:end] * 2.0 - 1.0)
-            log_ratio = target.local_difference(x, colour, new)
-            finite = log_ratio < torch.inf
-            move = (log_u[:, begin:end] < log_ratio) & finite
-            flat[:, colour] = torch.where(move, new, flat[:, colour])
-            moved = moved + move.sum(1)
-            nonfinite = nonfinite + (~finite).sum(1)
-        accept = accept + moved / flat.shape[1]
-        if thin and (step - state.step + 1) % thin == 0:
-            kept.append(x.clone())
-    info = Info(accept / n, {"nonfinite": nonfinite}, torch.stack(kept, 1) if thin else None, None)
-    return x, info

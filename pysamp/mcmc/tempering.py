@@ -1,14 +1,18 @@
-"""Parallel tempering: K copies of each chain at powers p^β, 1 = β₀ > β₁ > …, that exchange their β.
+"""Parallel tempering: K copies of each chain on a ladder of densities, that exchange their rungs.
 
-After every few transitions at fixed β, neighbouring rungs i, i+1 of the ladder swap with
-probability min(1, a) (Swendsen and Wang, PRL 57, 2607, 1986; Geyer, 1991),
+Rung i has the density p_i ∝ p₀ exp(c_i E). Either it is a power p^β with 1 = β₀ > β₁ > …, where c = β,
+E = log p and p₀ = 1; or a soft field of a larger r₀ < r₁ < …, where c = r − r₀, E = −½ Σ φ² and
+p₀ = p (an exchange in a parameter: Hukushima and Nemoto, J. Phys. Soc. Jpn. 65, 1604, 1996).
 
-    ln a = (β_i − β_{i+1}) (log p(x_{i+1}) − log p(x_i)),
+After every few transitions on fixed rungs, neighbours i, i+1 of the ladder swap with probability
+min(1, a) (Swendsen and Wang, PRL 57, 2607, 1986; Geyer, 1991),
+
+    ln a = (c_i − c_{i+1}) (E(x_{i+1}) − E(x_i)),
 
 for even i at even steps and odd i at odd ones: in this order copies travel, in a random one they
-diffuse. It, and the spacing of the ladder at equal rejection by the communication barrier Λ(β), are
-of Syed, Bouchard-Côté, Deligiannidis, Doucet, JRSS B 84, 321 (2022). A walker keeps its
-configuration and its random numbers and changes its rung: numbers are exchanged, not fields.
+diffuse. It, and the spacing of the ladder at equal rejection by the communication barrier Λ, are of
+Syed, Bouchard-Côté, Deligiannidis, Doucet, JRSS B 84, 321 (2022). A walker keeps its configuration
+and its random numbers and changes its rung: numbers are exchanged, not fields.
 """
 
 from __future__ import annotations
@@ -21,10 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysamp import rng
+from pysamp import ops, rng
 from pysamp.mcmc.base import Info, Kernel, State, Tunable, check_steps, columns, replace
-from pysamp.mcmc.langevin import MALA, acceptance
-from pysamp.target import Target, Tempered, log_prob_and_score
+from pysamp.mcmc.cycle import Cycle
+from pysamp.mcmc.langevin import MALA, ULA, acceptance
+from pysamp.mcmc.metropolis import Bounded
+from pysamp.target import Counted, Target, Tempered, Tilted, log_prob_and_score
+from pysamp.targets.on import SoftON
 
 FLUSH = 64  # swap rounds whose acceptance is evaluated at once
 LEAST_REJECTION = 0.01  # of a pair, in the barrier: no rung is stretched without bound
@@ -42,11 +49,14 @@ def ladder_geometric(n: int, beta_min: float) -> tuple[float, ...]:
     return (*(beta_min ** (i / (n - 1)) for i in range(n - 1)), beta_min)
 
 
-def respaced(ladder: Sequence[float], swap_accept: Sequence[float]) -> tuple[float, ...]:
+def respaced(
+    ladder: Sequence[float], swap_accept: Sequence[float], *, powers: bool = True
+) -> tuple[float, ...]:
     """The ladder with the same ends on which every pair would reject equally.
 
     The barrier up to rung i is Λ_i = Σ_{j<i} (1 − swap_accept_j); the new rungs are equidistant in
-    it, with Λ linear in ln β between the old ones (in β if the ladder ends at 0). Syed et al., §5.
+    it, with Λ linear in ln β between the old ones (in β if the ladder ends at 0, and in what is no
+    power). Syed et al., §5.
     """
     beta = np.asarray(ladder, dtype=np.float64)
     rejection = np.maximum(1.0 - np.asarray(swap_accept, dtype=np.float64), LEAST_REJECTION)
@@ -57,7 +67,7 @@ def respaced(ladder: Sequence[float], swap_accept: Sequence[float]) -> tuple[flo
         )
     barrier = np.concatenate([[0.0], np.cumsum(rejection)])
     wanted = np.linspace(0.0, barrier[-1], len(beta))
-    logs = beta[-1] > 0
+    logs = powers and beta[-1] > 0
     new = np.interp(wanted, barrier, np.log(beta) if logs else beta)
     new = np.exp(new) if logs else new
     return (float(beta[0]), *(float(b) for b in new[1:-1]), float(beta[-1]))
@@ -65,23 +75,26 @@ def respaced(ladder: Sequence[float], swap_accept: Sequence[float]) -> tuple[flo
 
 @dataclass(frozen=True, eq=False)
 class ParallelTempering:
-    """Replica exchange around a kernel with a scale; the draws are those of the rung at β = 1.
+    """Replica exchange around a kernel; the draws are those of rung 0, the target itself.
 
     betas: the ladder, 1 = β₀ > β₁ > … ≥ 0. Without it, n_rungs powers from 1 to beta_min with a
     constant ratio, which warm-up spaces so that all pairs swap equally often. β = 0 is the flat
-    density: it needs a target of bounded support. `adapt_ladder` says whether warm-up moves the
-    inner rungs, if not by this rule.
+    density: it needs a target of bounded support.
+    r: instead of powers, the values r₀ < r₁ < … of the term ½ r φ² of a soft field (`ON.soft`), r₀
+    being that of the target.
+    `adapt_ladder` says whether warm-up moves the inner rungs; left out, it moves those not given.
     swap_every: transitions of the kernel between swaps; one step of this kernel is all of them.
-    The scale of `kernel` is a number, one per rung (K,), or one per chain and rung (n_chains, K),
-    which is what warm-up finds; it belongs to the rung, not to the walker.
+    The scale of `kernel`, if it has one, is a number, one per rung (K,), or one per chain and rung
+    (n_chains, K), which is what warm-up finds; it belongs to the rung, not to the walker.
 
-    The state has n_chains rows, the copies at β = 1, and in `aux`, chain first: by walker "x"
-    (n_chains, K, …), "log_prob" of p itself, "score" of p^β and "rung"; by rung "ladder" and
-    "label"; and "round_trips" so far. `Info.accept` is that of the rung at β = 1; `Info.extra` has
+    The state has n_chains rows, the copies on rung 0, and in `aux`, chain first: by walker "x"
+    (n_chains, K, …), "log_prob" of p itself, "score" of its p_i and "rung"; by rung "ladder" (β or r)
+    and "label"; and "round_trips" so far. `Info.accept` is that of rung 0; `Info.extra` has
     "swap_accept" (n_chains, K − 1), the mean probability to swap, "rung_accept" (n_chains, K), and
-    "round_trip_rate" (n_chains,), how often per step a copy was back at β = 1 from the other end.
-    "nonfinite" sums over the rungs of β > 0.
-    Cost: K · swap_every transitions of the kernel a step.
+    "round_trip_rate" (n_chains,), how often per step a copy was back on rung 0 from the other end.
+    "nonfinite" sums over the rungs, but not that of β = 0.
+    Cost: K · swap_every transitions of the kernel a step, and with r or β = 0 K values of the target
+    (gradients, too, for a kernel that needs them).
 
     Raises ValueError, TypeError for a ladder, a count or a kernel that cannot be used.
     """
@@ -92,15 +105,14 @@ class ParallelTempering:
     beta_min: float = 0.1
     swap_every: int = 1
     adapt_ladder: bool | None = None
+    r: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.kernel, type) or not isinstance(self.kernel, Kernel):
             raise TypeError(f"kernel must be a Kernel, got {self.kernel!r}")
-        if not isinstance(self.kernel, Tunable):
-            raise TypeError(
-                "kernel must have a scale for each rung and leave its target invariant, got "
-                f"{type(self.kernel).__name__}"
-            )
+        inner = self.kernel.kernels if isinstance(self.kernel, Cycle) else (self.kernel,)
+        if any(isinstance(kernel, ULA) for kernel in inner):
+            raise TypeError("kernel must leave its target invariant, got ULA")
         if isinstance(self.kernel, ParallelTempering):
             raise TypeError("kernel must not be a ParallelTempering itself")
         if isinstance(self.kernel, MALA) and self.kernel.adapt is not None:
@@ -112,47 +124,48 @@ class ParallelTempering:
             raise TypeError(f"swap_every must be an int, got {self.swap_every!r}")
         if self.swap_every < 1:
             raise ValueError(f"swap_every must be at least 1, got {self.swap_every}")
-        if self.betas is None:
-            ladder_geometric(self.n_rungs, self.beta_min)
-            return
-        given = torch.as_tensor(self.betas, dtype=torch.float64)
-        betas = tuple(given.reshape(-1).tolist())
-        if given.ndim != 1 or len(betas) < 2:
-            raise ValueError(f"betas must be a sequence of at least 2 powers, got {self.betas}")
-        if betas[0] != 1.0:
-            raise ValueError(f"betas must start at 1, got {betas[0]}")
-        if not betas[-1] >= 0 or not all(a > b for a, b in pairwise(betas)):
-            raise ValueError(f"betas must decrease from 1 and not be negative, got {betas}")
-        object.__setattr__(self, "betas", betas)
+        if self.betas is not None and self.r is not None:
+            raise ValueError(f"betas and r exclude each other, got {self.betas} and {self.r}")
+        for name, given in (("betas", self.betas), ("r", self.r)):
+            if given is not None:
+                object.__setattr__(self, name, _checked(given, name))
+        self.ladder()
+        if isinstance(self.kernel, Tunable):  # a ladder has a scale where its kernel has one
+            own = {"with_scale": self._with_scale, "groups": self._groups}
+            bound = ("largest_scale",) if isinstance(self.kernel, Bounded) else ()
+            for name in (*own, "scale", "target_accept", "initial_scale", *bound):
+                object.__setattr__(self, name, own.get(name) or getattr(self.kernel, name))
 
     def ladder(self) -> tuple[float, ...]:
         """The ladder that a run starts with; the one in use is in the state."""
-        return self.betas or ladder_geometric(self.n_rungs, self.beta_min)
+        return self.betas or self.r or ladder_geometric(self.n_rungs, self.beta_min)
 
     def init(self, target: Target, x: Tensor, *, seed: int, first_chain: int = 0) -> State:
-        """All copies of a chain begin at its start."""
-        state = self.kernel.init(target, x, seed=seed, first_chain=first_chain)
+        """All copies of a chain begin at its start.
+
+        Raises as the kernel; TypeError, ValueError where r is not one of this target.
+        """
+        family, coldest = _Family(self.r is not None), target
+        if self.r is not None:
+            _check_target(target, self.r)
+            coldest = family.rungs(target, x.new_zeros(len(x)), x)  # for a kernel to refuse
+        state = self.kernel.init(coldest, x, seed=seed, first_chain=first_chain)
         if state.aux:
             raise TypeError(
                 f"kernel must keep nothing in State.aux, got {type(self.kernel).__name__} with "
                 f"{sorted(state.aux)}"
             )
         n, k = state.n_chains, len(self.ladder())
-        ladder = torch.tensor(self.ladder(), dtype=x.dtype, device=x.device).repeat(n, 1)
+        ladder = x.new_tensor(self.ladder()).repeat(n, 1)
         rung = torch.arange(k, device=x.device).repeat(n, 1)
-        label = torch.zeros_like(rung)
-        label[:, 0] = 1
-        aux = {
-            "x": _copies(x, k),
-            "log_prob": _copies(state.log_prob, k),
-            "rung": rung,
-            "ladder": ladder,
-            "label": label,
-            "round_trips": torch.zeros(n, dtype=torch.int64, device=x.device),
-        }
+        label = (rung == 0).to(torch.int64)
+        trips = torch.zeros(n, dtype=torch.int64, device=x.device)
+        aux = {"x": _copies(x, k), "log_prob": _copies(state.log_prob, k)}
+        aux |= {"rung": rung, "ladder": ladder, "label": label, "round_trips": trips}
         if state.score is not None:
-            score = _copies(state.score, k)  # (n_chains, K, *event_shape)
-            aux["score"] = ladder.reshape(n, k, *[1] * (score.ndim - 2)) * score
+            score = _copies(state.score, k).flatten(0, 1)  # (rows, *event_shape)
+            score = family.score(family.c(ladder).reshape(-1), score, aux["x"].flatten(0, 1))
+            aux["score"] = score.reshape(aux["x"].shape)
         return replace(state, aux=aux)
 
     def step(
@@ -165,44 +178,48 @@ class ParallelTempering:
         k = ladder.shape[1]
         x = aux["x"].reshape(chains * k, *state.x.shape[1:])
         log_prob = aux["log_prob"].reshape(-1)  # (rows,) of p itself
-        score = aux["score"].reshape(x.shape) if "score" in aux else None  # of p^β
-        flat = self.ladder()[-1] == 0
+        score = aux["score"].reshape(x.shape) if "score" in aux else None  # of p_i
+        # log p does not follow from log p_i where β = 0, nor its last digit where r > r₀.
+        lost = self.r is not None or self.ladder()[-1] == 0
 
         order = torch.arange(k, device=x.device).expand(chains, k)
         walker = torch.empty_like(rung).scatter_(1, rung, order)  # the walker on each rung
-        gap = ladder[:, :-1] - ladder[:, 1:]
+        family = _Family(self.r is not None)
+        strength = family.c(ladder)
+        gap = strength[:, :-1] - strength[:, 1:]
         first_row = torch.arange(chains, device=x.device) * k
         turn = [(order[:1, :-1] + parity) % 2 == 0 for parity in (0, 1)]
-        # β and scale of each walker are written in place: what holds them is then made only once.
-        beta = ladder.gather(1, rung).reshape(-1)  # (rows,)
+        # c and scale of each walker are written in place: what holds them is then made only once.
+        c = strength.gather(1, rung).reshape(-1)  # (rows,)
         scales = self._scales(ladder)
         scale = None if scales is None else scales.gather(1, rung).reshape(-1)
         kernel = self.kernel if scale is None else _tunable(self.kernel).with_scale(scale)
-        powers = Tempered(target, beta)
-        accept = torch.zeros_like(ladder)
-        nonfinite = torch.zeros_like(ladder)
+        rungs = family.rungs(target, c, x)
+        energy = family.energy(x, log_prob)
+        accept, nonfinite = torch.zeros_like(ladder), torch.zeros_like(ladder)
         swaps = _Mean(gap)
         trips_before = trips.clone()
         kept_x: list[Tensor] = []
         kept_log_prob: list[Tensor] = []
         for step in range(state.step, state.step + n):
-            powered = beta * log_prob
+            density = family.log_prob(c, log_prob, energy)
             inner = State(
-                x, powered, score, state.seed, step * self.swap_every, state.first_chain * k
+                x, density, score, state.seed, step * self.swap_every, state.first_chain * k
             )
-            inner, info = kernel.step(powers, inner, self.swap_every)
+            inner, info = kernel.step(rungs, inner, self.swap_every)
             x, score = inner.x, inner.score
             unit = None  # the score of p itself, where it is needed
-            if flat:
+            if lost:
                 log_prob, unit = _evaluate(target, x, score)
             else:  # a walker that stood still keeps its number, so that no rounding adds up
-                still = inner.log_prob == powered
-                log_prob = torch.where(still, log_prob, inner.log_prob / beta)
+                still = inner.log_prob == density
+                log_prob = torch.where(still, log_prob, inner.log_prob / c)
+            energy = family.energy(x, log_prob)
             accept += info.accept.reshape(chains, k).gather(1, walker)
             if "nonfinite" in info.extra:
                 nonfinite += info.extra["nonfinite"].reshape(chains, k).gather(1, walker)
 
-            by_rung = log_prob.reshape(chains, k).gather(1, walker)
+            by_rung = energy.reshape(chains, k).gather(1, walker)
             log_ratio = gap * (by_rung[:, 1:] - by_rung[:, :-1])
             log_u = rng.log_uniform(
                 (chains, k - 1), seed=state.seed, stream="swap", step=step,
@@ -217,86 +234,70 @@ class ParallelTempering:
             swaps.add(log_ratio)
             _follow(label, trips)
 
-            old = beta.clone()
-            torch.gather(ladder, 1, rung, out=beta.view(chains, k))
+            old = c.clone()
+            torch.gather(strength, 1, rung, out=c.view(chains, k))
             if scales is not None and scale is not None:
                 torch.gather(scales, 1, rung, out=scale.view(chains, k))
-            if score is not None:
-                score = columns(beta / old, x) * score if unit is None else columns(beta, x) * unit
+            if unit is not None:
+                score = family.score(c, unit, x)
+            elif score is not None:
+                score = family.moved(old, c, score, x)
             if thin and (step - state.step + 1) % thin == 0:
                 cold = first_row + walker[:, 0]
                 kept_x.append(x[cold])
                 kept_log_prob.append(log_prob[cold])
 
         cold = first_row + walker[:, 0]
-        new_aux = {
-            "x": x.reshape(aux["x"].shape),
-            "log_prob": log_prob.reshape(chains, k),
-            "rung": rung,
-            "ladder": ladder,
-            "label": label,
-            "round_trips": trips,
-        }
+        aux = {**aux, "rung": rung, "label": label, "round_trips": trips}
+        aux |= {"x": x.reshape(aux["x"].shape), "log_prob": log_prob.reshape(chains, k)}
         if score is not None:
-            new_aux["score"] = score.reshape(aux["x"].shape)
-        new = replace(
-            state,
-            x=x[cold],
-            log_prob=log_prob[cold],
-            score=None if score is None else score[cold],
-            step=state.step + n,
-            aux=new_aux,
+            aux["score"] = score.reshape(aux["x"].shape)
+        cold_score = None if score is None else score[cold]
+        new = State(
+            x[cold], log_prob[cold], cold_score, state.seed, state.step + n, state.first_chain, aux
         )
         extra = {
             # Out in the flat, where nothing holds a walker, an overflow is no fault of the target.
-            "nonfinite": (nonfinite * (ladder > 0)).sum(1),
+            "nonfinite": (nonfinite * (torch.ones_like(ladder) if self.r else ladder > 0)).sum(1),
             "swap_accept": swaps.mean(),
             "rung_accept": accept / n,
             "round_trip_rate": (trips - trips_before).to(x.dtype) / n,
         }
-        return new, Info(
-            accept[:, 0] / n,
-            extra,
-            torch.stack(kept_x, dim=1) if thin else None,
-            torch.stack(kept_log_prob, dim=1) if thin else None,
-        )
+        info = Info(accept[:, 0] / n, extra)
+        if thin:
+            info = info._replace(x=torch.stack(kept_x, 1), log_prob=torch.stack(kept_log_prob, 1))
+        return new, info
 
     # ------------------------------------------------------------------------ warm-up
-    def scale(self) -> Tensor | float | None:
-        return _tunable(self.kernel).scale()
-
-    def with_scale(self, scale: Tensor | float) -> ParallelTempering:
+    def _with_scale(self, scale: Tensor | float) -> ParallelTempering:
         return replace(self, kernel=_tunable(self.kernel).with_scale(scale))
 
-    def target_accept(self, target: Target) -> float:
-        return _tunable(self.kernel).target_accept(target)
-
-    def initial_scale(self, target: Target) -> float:
-        return _tunable(self.kernel).initial_scale(target)
-
-    def groups(self, state: State) -> Tensor | None:
+    def _groups(self, state: State) -> Tensor | None:
         """(n_chains, K): the rung to which each entry of `rung_accept` and of the scale belongs."""
         ladder = state.aux["ladder"]
         return torch.arange(ladder.shape[1], device=ladder.device).repeat(len(ladder), 1)
 
     @property
     def respaces(self) -> bool:
-        return self.betas is None if self.adapt_ladder is None else self.adapt_ladder
+        given = self.betas is not None or self.r is not None
+        return not given if self.adapt_ladder is None else self.adapt_ladder
 
     def respace(self, state: State, swap_accept: Tensor) -> State:
         """All chains on the ladder of equal rejection; walkers stay on their rungs."""
-        aux = dict(state.aux)
+        aux, family = dict(state.aux), _Family(self.r is not None)
         old = aux["ladder"]
-        new = old.new_tensor(respaced(old[0].tolist(), swap_accept.tolist())).repeat(len(old), 1)
+        numbers = respaced(old[0].tolist(), swap_accept.tolist(), powers=self.r is None)
+        new = old.new_tensor(numbers).repeat(len(old), 1)
         if "score" in aux:
-            ratio = torch.where(old > 0, new / old, 1.0).gather(1, aux["rung"])
-            aux["score"] = ratio.reshape(*ratio.shape, *[1] * (state.x.ndim - 1)) * aux["score"]
+            before, after = (family.c(v).gather(1, aux["rung"]).reshape(-1) for v in (old, new))
+            x, score = (aux[name].flatten(0, 1) for name in ("x", "score"))
+            aux["score"] = family.moved(before, after, score, x).reshape(aux["x"].shape)
         aux["ladder"] = new
         return replace(state, aux=aux)
 
     def _scales(self, ladder: Tensor) -> Tensor | None:
         """The scale of each chain and rung (n_chains, K), or None where one number serves all."""
-        scale = self.scale()
+        scale = self.kernel.scale() if isinstance(self.kernel, Tunable) else None
         if not isinstance(scale, Tensor) or scale.ndim == 0:
             return None
         if scale.shape not in (ladder.shape[1:], ladder.shape):
@@ -308,6 +309,65 @@ class ParallelTempering:
 
 
 # ---------------------------------------------------------------------------- parts
+@dataclass(frozen=True)
+class _Family:
+    """Densities p_i ∝ p₀ exp(c_i E): p^β, or p exp(−½ (r − r₀) Σ φ²) with `masses`.
+
+    c, x, log_prob and score (those of p, where nothing else is said): one row for each walker.
+    """
+
+    masses: bool
+
+    def c(self, ladder: Tensor) -> Tensor:
+        return ladder - ladder[:, :1] if self.masses else ladder
+
+    def rungs(self, target: Target, c: Tensor, x: Tensor) -> Target:
+        if self.masses:
+            return Tilted(target, x.new_zeros(x.shape[1:]), c)
+        return Tempered(target, c)
+
+    def energy(self, x: Tensor, log_prob: Tensor) -> Tensor:
+        return ops.sum32((x * x).flatten(1)) * -0.5 if self.masses else log_prob
+
+    def log_prob(self, c: Tensor, log_prob: Tensor, energy: Tensor) -> Tensor:
+        """log p_i"""
+        return log_prob + c * energy if self.masses else c * log_prob
+
+    def score(self, c: Tensor, score: Tensor, x: Tensor) -> Tensor:
+        """The score of p_i."""
+        return score - columns(c, x) * x if self.masses else columns(c, x) * score
+
+    def moved(self, old: Tensor, new: Tensor, score: Tensor, x: Tensor) -> Tensor:
+        """The score of p_i at c = new, from that at c = old."""
+        if self.masses:
+            return score - columns(new - old, x) * x
+        return columns(torch.where(old > 0, new / old, 1.0), x) * score
+
+
+def _checked(given: object, name: str) -> tuple[float, ...]:
+    """betas or r as a tuple, if they are a ladder."""
+    numbers = torch.as_tensor(given, dtype=torch.float64)
+    values = tuple(numbers.flatten().tolist())
+    if numbers.ndim != 1 or len(values) < 2:
+        raise ValueError(f"{name} must be a sequence of at least 2 numbers, got {given}")
+    if name == "r" and not (np.isfinite(values).all() and all(a < b for a, b in pairwise(values))):
+        raise ValueError(f"r must be finite and increase, got {values}")
+    if name == "betas" and values[0] != 1.0:
+        raise ValueError(f"betas must start at 1, got {values[0]}")
+    if name == "betas" and not (values[-1] >= 0 and all(a > b for a, b in pairwise(values))):
+        raise ValueError(f"betas must decrease from 1 and not be negative, got {values}")
+    return values
+
+
+def _check_target(target: Target, r: tuple[float, ...]) -> None:
+    while isinstance(target, Counted):
+        target = target.base
+    if not isinstance(target, SoftON):
+        raise TypeError(f"r needs a soft field, ON.soft(...), got {type(target).__name__}")
+    if target.r != r[0]:
+        raise ValueError(f"r must start at that of the target, {target.r}, got {r[0]}")
+
+
 class _Mean:
     """Mean probability to swap of every pair, also of those whose turn it was not."""
 
@@ -350,7 +410,7 @@ def _evaluate(target: Target, x: Tensor, score: Tensor | None) -> tuple[Tensor, 
 
 
 def _follow(label: Tensor, trips: Tensor) -> None:
-    """Round trips, in place: a copy is labelled 1 at β = 1, and 2 at the hot end if it was 1."""
+    """Round trips, in place: a copy is labelled 1 on rung 0, and 2 at the hot end if it was 1."""
     trips += label[:, 0] == 2
     label[:, 0] = 1
     label[:, -1] = (label[:, -1] * 2).clamp_(max=2)
