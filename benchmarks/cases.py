@@ -1,37 +1,47 @@
-"""The benchmark cases: the work, the ways to do it, and what it costs at least.
+"""The benchmark cases: the work, the ways to do it, and what it costs at least (bench.py).
 
 One function per case makes a `Bench`. Variants: "torch", the definition; "native", the kernels;
 "torch eager", the fastest plain torch known (pysamp/opponents.py), and its relatives;
-"torch.compile", the eager step compiled; then the peers of peers.py.
-
-Counting. A unit is a site update, a step·dim, a leapfrog·dim, a step or a number. `flops` are those
-of the definition per unit, random numbers apart. `call_bytes` and `step_bytes` must move between
-memory and chip, once per call and once per step. `draws` are the random numbers of a unit.
+"torch.compile", the eager step compiled; then the peers of peers.py. The cells of lattice.py, each a
+move on one lattice with some number of chains, are cases too.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
-import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import peers
-from pysamp import _native, opponents, ops, rng
+from benchmarks import lattice, lattice_jax, lattice_numba, layouts, peers
+from benchmarks.bench import Bench, NotHereError, On, compiled, installed, state_bytes
+from benchmarks.lattice_formulas import Couplings
+from benchmarks.single import (
+    CHAIN_FLOPS,
+    MALA_FLOPS,
+    bits_fill,
+    log_uniform_fill,
+    mixture_energy,
+    mixture_flops,
+    normal_fill,
+    phi4_energy,
+    soft_energy,
+    spins_energy,
+    sum32_rows,
+    uniform_fill,
+)
+from pysamp import _native, opponents
 from pysamp.mcmc.hmc import HMC
 from pysamp.mcmc.langevin import MALA, ULA
 from pysamp.mcmc.metropolis import Metropolis
@@ -43,7 +53,6 @@ from pysamp.quickbench import (
     SEED,
     Problem,
     chain_problem,
-    fill_case,
     hmc_case,
     mala_case,
     mixture_problem,
@@ -58,156 +67,6 @@ ULA_STEP = 1e-4  # its bias is a few per cent
 WIDTH = 0.015  # of moves of the whole chain; acceptance 0.3
 
 
-class NotHereError(Exception):
-    """The case does not exist on this device or with this number of threads."""
-
-
-@dataclass(frozen=True)
-class On:
-    """Where a run takes place."""
-
-    device: torch.device
-    threads: int = 1
-    quick: bool = False  # without torch.compile
-
-    @property
-    def cuda(self) -> bool:
-        return self.device.type == "cuda"
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A case with its counts."""
-
-    case: Case
-    flops: float = 0.0
-    call_bytes: float = 0.0
-    step_bytes: float = 0.0
-    draws: tuple[Literal["uniform", "normal"], float] | None = None
-    times_itself: bool = False  # run(n) returns seconds: work that needs a fresh process
-
-    def adding(self, *variants: Variant) -> Bench:
-        case = replace(self.case, variants=(*self.case.variants, *variants))
-        return replace(self, case=case)
-
-
-def _state_bytes(problem: Problem) -> float:
-    """A call reads and writes the field, and the score where the kernel has one."""
-    x = problem.state.x
-    fields = 1 if problem.state.score is None else 2
-    return 2.0 * fields * x.numel() * x.element_size()
-
-
-def _compiled(on: On, function: Callable[..., Any]) -> Callable[..., Any] | None:
-    if on.quick:
-        return None
-    torch._dynamo.reset()  # its cache of eight graphs per function is shared by all cases
-    return torch.compile(function, dynamic=False)
-
-
-def _peers(**setups: tuple[int, Callable[[], peers.Run]]) -> list[Variant]:
-    """Variants of the peers that are installed; name = (steps of a call, setup)."""
-    found = [(name, *setup) for name, setup in setups.items() if peers.available(name)]
-    return [Variant(name, setup(), steps) for name, steps, setup in found]
-
-
-# ---------------------------------------------------------------------------- single ops
-def _fill(on: On, name: str, opponent: Callable[..., Tensor], numpy: Any = None) -> Bench:
-    case = fill_case(name, opponent, 100_000_000 if on.cuda else 1_000_000, on.device)
-    bench = Bench(case, step_bytes=4.0 * case.work)  # every number is written
-
-    def run(n: int) -> np.ndarray:
-        for _ in range(n):
-            out = numpy((1000, 1000), dtype=np.float32)
-        return out
-
-    return bench if numpy is None or on.cuda else bench.adding(Variant("numpy", run, 4))
-
-
-def bits_fill(on: On) -> Bench:
-    words = functools.partial(torch.randint, -(2**31), 2**31 - 1, dtype=torch.int32)
-    return _fill(on, "bits", words)
-
-
-def uniform_fill(on: On) -> Bench:
-    return _fill(on, "uniform", torch.rand, np.random.Generator(np.random.SFC64(SEED)).random)
-
-
-def normal_fill(on: On) -> Bench:
-    numpy = np.random.Generator(np.random.SFC64(SEED)).standard_normal
-    return _fill(on, "normal", torch.randn, numpy)
-
-
-def log_uniform_fill(on: On) -> Bench:
-    def opponent(shape: tuple[int, ...], device: torch.device) -> Tensor:
-        return torch.rand(shape, device=device).neg_().log1p_()  # torch's u may be 0, never 1
-
-    return _fill(on, "log_uniform", opponent)
-
-
-def _pool(on: On, shape: tuple[int, int]) -> list[Tensor]:
-    """Inputs that together exceed twice the last cache, so that each is read from memory."""
-    count = math.ceil((2**28 if on.cuda else 2**26) / (4 * math.prod(shape)))
-    return [
-        rng.normal(shape, seed=SEED, stream="user", step=k, device=on.device) for k in range(count)
-    ]
-
-
-def _of_op(
-    on: On, name: str, size: str, unit: str, work: float, pool: list[Tensor],
-    ours: Callable[[Tensor], Any], others: dict[str, Callable[[Tensor], Any]],
-    agree: Literal["equal", "close"] = "equal",
-) -> Case:  # fmt: skip
-    """An op on the inputs of a pool in turn; a timed call takes each of them once."""
-
-    def over(f: Callable[[Tensor], Any], backend: Any = None) -> Callable[[int], Any]:
-        def run(n: int) -> Any:
-            with _native.backend(backend) if backend else contextlib.nullcontext():
-                for k in range(n):
-                    out = f(pool[k % len(pool)])
-            return out
-
-        return run
-
-    n = len(pool)
-    variants = [Variant("torch", over(ours, "torch"), n)]
-    if native_on(on.device):
-        variants.append(Variant("native", over(ours, "native"), n, agree))
-    variants += [Variant(other, over(f), n, "close") for other, f in others.items()]
-    return Case(name, size, unit, work, tuple(variants), lambda x: {}, check_steps=2)
-
-
-def sum32_rows(on: On) -> Bench:
-    pool = _pool(on, (1000, 1003))
-    n, others = pool[0].numel(), {"torch eager": lambda x: x.sum(1)}
-    case = _of_op(on, "sum32_rows", "1000×1003", "number", n, pool, ops.sum32, others)
-    return Bench(case, flops=1, step_bytes=4.0 * n)
-
-
-def phi4_energy(on: On) -> Bench:
-    pool = _pool(on, (4096, 100))
-    density = opponents.chain_log_prob(CHAIN)
-    others = {
-        "torch eager": opponents.chain_energy(CHAIN),
-        "torch autograd": opponents.by_autograd(density),
-    }
-    ours, n = CHAIN.log_prob_and_score, pool[0].numel()
-    case = _of_op(on, "phi4_energy", "100, 4096 chains", "site", n, pool, ours, others)
-    return Bench(case, flops=CHAIN_FLOPS, step_bytes=8.0 * n)  # field in, score out
-
-
-def mixture_energy(on: On) -> Bench:
-    target, pool = mixture_problem(8, 64, 4096, on.device).target, _pool(on, (4096, 64))
-    others = {
-        "torch eager": opponents.mixture_energy(target, pool[0]),
-        "torch expanded": opponents.expanded_mixture_energy(target, pool[0]),
-        "torch autograd": opponents.by_autograd(opponents.mixture_log_prob(target, pool[0])),
-    }
-    ours, size = target.log_prob_and_score, "8 in 64 dimensions, 4096 chains"
-    case = _of_op(on, "mixture_energy", size, "row", 4096, pool, ours, others, "close")
-    return Bench(case, flops=_mixture_flops(8, 64), step_bytes=8.0 * pool[0].numel())
-
-
 # ---------------------------------------------------------------------------- lattice Metropolis
 def _sites(
     on: On, name: str, shape: tuple[int, ...], n_chains: int, dtype: torch.dtype = torch.float32
@@ -215,7 +74,7 @@ def _sites(
     problem = sites_problem(shape, n_chains, on.device, dtype)
     # reference.phi4_local: neighbours 2d − 1, proposal 4, sum and difference 2, quartic 4, the rest 7
     flops = 16.0 + 2 * len(shape)
-    case, moved = sites_case(name, problem), _state_bytes(problem)
+    case, moved = sites_case(name, problem), state_bytes(problem)
     # two random numbers: the proposal and the decision
     return Bench(case, flops, moved, draws=("uniform", 2)), problem
 
@@ -223,14 +82,15 @@ def _sites(
 def _sites_others(on: On, problem: Problem) -> list[Variant]:
     target, x, width = problem.target, problem.state.x, problem.kernel.width
     constants = {"kappa": target.kappa, "lam": target.lam, "width": width}
-    half = _compiled(on, functools.partial(opponents.plain_half_sweep, **constants))
+    half = compiled(on, functools.partial(opponents.plain_half_sweep, **constants))
     variants = []
     if half is not None:
         run = opponents.sweeping(lambda *fields: half(*fields[:3]), target, width, x)
         variants.append(Variant("torch.compile", run, 8))
-    variants += _peers(jax=(50, lambda: peers.setup_jax_sites(target, x, width)))
-    if len(target.shape) == 2 and not on.cuda:
-        variants += _peers(numba=(5, lambda: peers.setup_numba_sites(target, x, width)))
+    move, c = "phi4_metropolis", Couplings.of(target, width)
+    variants += installed(jax=(50, lambda: lattice_jax.setup_sweeps(move, target, c, x)))
+    if not on.cuda:
+        variants += installed(numba=(5, lambda: lattice_numba.setup_sweeps(move, target, c, x)))
     return variants
 
 
@@ -278,8 +138,9 @@ def phi4_2d_16_isa(on: On) -> Bench:
     for module in (importlib.import_module(f"pysamp.{name}") for name in names):
         with_module = functools.partial(_run_with, module, run)
         builds.append(Variant(f"native {module.isa}", with_module, 100, "equal"))
-    x, width = problem.state.x, problem.kernel.width
-    others = _peers(jax=(50, lambda: peers.setup_jax_sites(problem.target, x, width)))
+    x, target = problem.state.x, problem.target
+    move, c = "phi4_metropolis", Couplings.of(target, problem.kernel.width)
+    others = installed(jax=(50, lambda: lattice_jax.setup_sweeps(move, target, c, x)))
     return replace(bench, case=replace(bench.case, variants=(definition, *builds, *others)))
 
 
@@ -289,23 +150,15 @@ def _run_with(module: Any, run: Callable[[int], Tensor], n: int) -> Tensor:
 
 
 # ---------------------------------------------------------------------------- chains
-CHAIN_FLOPS = 18.0  # reference.phi4, value and score: neighbours 1, φ² − 1 2, value 9, score 6
-MALA_FLOPS = CHAIN_FLOPS + 11  # proposal 4, |ξ|² 2, |x − x' − h score'|² 5
-
-
-def _mixture_flops(k: int, d: int) -> float:
-    return 7.0 * k * d  # of each component: gap 1, value 3, score 3
-
-
 def _mala_others(on: On, problem: Problem, energy: opponents.Energy, density: Any) -> list[Variant]:
     target, x, h = problem.target, problem.state.x, problem.kernel.step_size
     by_autograd = opponents.by_autograd(density)
     auto = stepping(lambda *s: opponents.mala_step(by_autograd, h, *s), by_autograd, x)
     variants = [Variant("torch autograd", auto, 4)]
-    step = _compiled(on, lambda *s: opponents.mala_step(energy, h, *s))
+    step = compiled(on, lambda *s: opponents.mala_step(energy, h, *s))
     if step is not None:
         variants.append(Variant("torch.compile", stepping(step, energy, x), 4))
-    return variants + _peers(
+    return variants + installed(
         jax=(10, lambda: peers.setup_jax_mala(target, x, h)),
         blackjax=(10, lambda: peers.setup_blackjax_mala(target, x, h)),
     )
@@ -315,7 +168,7 @@ def _mala(on: On, name: str, n_chains: int) -> Bench:
     problem = chain_problem(MALA(MALA_STEP), n_chains, on.device)
     energy, density = opponents.chain_energy(CHAIN), opponents.chain_log_prob(CHAIN)
     case = mala_case(name, "step·dim", problem, energy)
-    bench = Bench(case, MALA_FLOPS, _state_bytes(problem), draws=("normal", 1))
+    bench = Bench(case, MALA_FLOPS, state_bytes(problem), draws=("normal", 1))
     return bench.adding(*_mala_others(on, problem, energy, density))
 
 
@@ -350,23 +203,23 @@ def ula_chain(on: On) -> Bench:
 
     eager = stepping(step, energy, x)
     case = of_problem("ula_chain", "step·dim", 100, problem, eager, (1, 50, 10))
-    bench = Bench(case, CHAIN_FLOPS + 4, _state_bytes(problem), draws=("normal", 1))
-    compiled = _compiled(on, step)
-    if compiled is not None:
-        bench = bench.adding(Variant("torch.compile", stepping(compiled, energy, x), 10))
-    return bench.adding(*_peers(jax=(10, lambda: peers.setup_jax_ula(CHAIN, x, ULA_STEP))))
+    bench = Bench(case, CHAIN_FLOPS + 4, state_bytes(problem), draws=("normal", 1))
+    fast = compiled(on, step)
+    if fast is not None:
+        bench = bench.adding(Variant("torch.compile", stepping(fast, energy, x), 10))
+    return bench.adding(*installed(jax=(10, lambda: peers.setup_jax_ula(CHAIN, x, ULA_STEP))))
 
 
 def hmc_chain(on: On) -> Bench:
     problem = chain_problem(HMC(HMC_STEP, n_leapfrog=10), _chain_count(on), on.device)
     flops = 8.0 + 4  # the score alone; momentum and position
     case = hmc_case("hmc_chain", problem)
-    bench = Bench(case, flops, _state_bytes(problem), draws=("normal", 0.1))
+    bench = Bench(case, flops, state_bytes(problem), draws=("normal", 0.1))
     x, energy, score = problem.state.x, opponents.chain_energy(CHAIN), opponents.chain_score(CHAIN)
-    step = _compiled(on, lambda *s: opponents.hmc_step(energy, score, HMC_STEP, 10, *s))
+    step = compiled(on, lambda *s: opponents.hmc_step(energy, score, HMC_STEP, 10, *s))
     if step is not None:
         bench = bench.adding(Variant("torch.compile", stepping(step, energy, x), 2))
-    others = _peers(
+    others = installed(
         jax=(2, lambda: peers.setup_jax_hmc(CHAIN, x, HMC_STEP, 10)),
         blackjax=(2, lambda: peers.setup_blackjax_hmc(CHAIN, x, HMC_STEP, 10)),
     )
@@ -379,7 +232,7 @@ def metropolis_chain(on: On) -> Bench:
     eager = opponents.random_walk(opponents.chain_log_prob(CHAIN), WIDTH, problem.state.x)
     case = of_problem("metropolis_chain", "step·dim", 100, problem, eager, (1, 50, 10))
     flops = 4.0 + 12  # proposal, value
-    return Bench(case, flops, _state_bytes(problem), draws=("uniform", 1))
+    return Bench(case, flops, state_bytes(problem), draws=("uniform", 1))
 
 
 def _mixture(on: On, k: int, d: int) -> Bench:
@@ -388,8 +241,8 @@ def _mixture(on: On, k: int, d: int) -> Bench:
     target, x, h = problem.target, problem.state.x, problem.kernel.step_size
     energy = opponents.mixture_energy(target, x)
     case = mala_case(f"mala_mixture_{k}_{d}", "step", problem, energy, (1, 50, 4), agree="close")
-    flops = _mixture_flops(k, d) + 11 * d
-    bench = Bench(case, flops, _state_bytes(problem), draws=("normal", d))
+    flops = mixture_flops(k, d) + 11 * d
+    bench = Bench(case, flops, state_bytes(problem), draws=("normal", d))
     expanded = opponents.expanded_mixture_energy(target, x)
     run = stepping(lambda *s: opponents.mala_step(expanded, h, *s), expanded, x)
     density = opponents.mixture_log_prob(target, x)
@@ -443,7 +296,7 @@ def mala_chain_scaling(on: On) -> Bench:
     _check_threads(on)
     problem = chain_problem(MALA(MALA_STEP), 4096, on.device)
     case = mala_case("mala_chain_scaling", "step·dim", problem, opponents.chain_energy(CHAIN))
-    return _scaling(on, Bench(case, MALA_FLOPS, _state_bytes(problem), draws=("normal", 1)))
+    return _scaling(on, Bench(case, MALA_FLOPS, state_bytes(problem), draws=("normal", 1)))
 
 
 # ---------------------------------------------------------------------------- first call
@@ -504,9 +357,11 @@ CASES: dict[str, Callable[[On], Bench]] = {
     case.__name__: case
     for case in (
         bits_fill, uniform_fill, normal_fill, log_uniform_fill, sum32_rows, phi4_energy,
-        mixture_energy, phi4_2d_16, phi4_2d_64, phi4_3d_16, phi4_2d_16_float64, phi4_2d_16_isa,
+        soft_energy, spins_energy, mixture_energy, phi4_2d_16, phi4_2d_64, phi4_3d_16,
+        phi4_2d_16_float64, phi4_2d_16_isa,
         mala_chain, mala_chain_4096, mala_chain_16, ula_chain, hmc_chain, metropolis_chain,
         mala_mixture_8_2, mala_mixture_2_64, mala_mixture_8_64, mala_mixture_16_128,
         phi4_2d_16_scaling, mala_chain_scaling, first_call,
     )
 }  # fmt: skip
+CASES |= lattice.CELLS | layouts.CELLS

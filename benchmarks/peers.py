@@ -1,8 +1,8 @@
-"""The same work by JAX, blackjax and numba: a pair setup_x(...) -> run_x(n) for each.
+"""The same chains by JAX and blackjax: a pair setup_x(...) -> run_x(n) for each.
 
 Written as a competent user writes them: one `jit` around a `lax.scan` over the steps, gradients by
-JAX, the lattice kept as two arrays of one colour each. run_x(n) makes n steps from the same start
-and returns a NumPy array; each n is compiled once. Peers draw from their own generators.
+JAX. run_x(n) makes n steps from the same start and returns a NumPy array; each n is compiled once.
+Peers draw from their own generators. Sweeps of a lattice are lattice_jax.py and lattice_numba.py.
 
 `available` says which are installed; the others have no variants.
 """
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pysamp.opponents import colour_rows
 from pysamp.quickbench import SEED
 from pysamp.targets import GaussianMixture, Phi4, Phi4Chain
 
@@ -38,8 +37,8 @@ def versions() -> dict[str, str]:
 
 
 # ---------------------------------------------------------------------------- densities in JAX
-def _jax_log_prob(target: Phi4Chain | GaussianMixture) -> Callable[[Any], Any]:
-    """log p of one event (d,)."""
+def _jax_log_prob(target: Phi4 | Phi4Chain | GaussianMixture) -> Callable[[Any], Any]:
+    """log p of one event, flattened: (d,)."""
     import jax
     import jax.numpy as jnp
 
@@ -51,6 +50,16 @@ def _jax_log_prob(target: Phi4Chain | GaussianMixture) -> Callable[[Any], Any]:
             return -(0.5 * stiffness * (bonds**2).sum() + quartic * ((x**2 - 1) ** 2).sum())
 
         return of_chain
+    if isinstance(target, Phi4):
+
+        def of_field(x: Any) -> Any:
+            phi = x.reshape(target.shape)
+            ahead = sum(jnp.roll(phi, -1, axis) for axis in range(phi.ndim))
+            square = phi * phi
+            sites = square + target.lam * (square - 1) ** 2 - 2 * target.kappa * phi * ahead
+            return -sites.sum()
+
+        return of_field
     k, d = target.means.shape
     params = np.array(target.native.params, dtype=np.float32)
     log_scale, mean, precision = np.split(params, [k, k + k * d])
@@ -62,7 +71,7 @@ def _jax_log_prob(target: Phi4Chain | GaussianMixture) -> Callable[[Any], Any]:
     return of_mixture
 
 
-def _jax_scan(step: Callable[[Any, Any], Any], start: Any, position: Callable[[Any], Any]) -> Run:
+def jax_scan(step: Callable[[Any, Any], Any], start: Any, position: Callable[[Any], Any]) -> Run:
     """run(n): n times state = step(key, state), in one compiled call."""
     import jax
 
@@ -81,7 +90,7 @@ def _jax_scan(step: Callable[[Any, Any], Any], start: Any, position: Callable[[A
     return run
 
 
-def _walkers(target: Phi4Chain | GaussianMixture, x: Tensor) -> tuple[Any, Any]:
+def _walkers(target: Phi4 | Phi4Chain | GaussianMixture, x: Tensor) -> tuple[Any, Any]:
     """Batched x -> (log p, gradient), and the start (x, log p, gradient)."""
     import jax
 
@@ -110,7 +119,7 @@ def setup_jax_ula(target: Phi4Chain, x: Tensor, h: float) -> Run:
         y = x + h * score + math.sqrt(2 * h) * jax.random.normal(key, x.shape)
         return (y, *energy(y))
 
-    return _jax_scan(step, start, lambda state: state[0])
+    return jax_scan(step, start, lambda state: state[0])
 
 
 def setup_jax_mala(target: Phi4Chain | GaussianMixture, x: Tensor, h: float) -> Run:
@@ -130,10 +139,10 @@ def setup_jax_mala(target: Phi4Chain | GaussianMixture, x: Tensor, h: float) -> 
         move = jnp.log(jax.random.uniform(for_accept, log_prob.shape)) < log_ratio
         return _select(move, (y, log_prob_y, score_y), state)
 
-    return _jax_scan(step, start, lambda state: state[0])
+    return jax_scan(step, start, lambda state: state[0])
 
 
-def setup_jax_hmc(target: Phi4Chain, x: Tensor, eps: float, n_leapfrog: int) -> Run:
+def setup_jax_hmc(target: Phi4 | Phi4Chain, x: Tensor, eps: float, n_leapfrog: int) -> Run:
     import jax
     import jax.numpy as jnp
 
@@ -158,45 +167,10 @@ def setup_jax_hmc(target: Phi4Chain, x: Tensor, eps: float, n_leapfrog: int) -> 
         move = jnp.log(jax.random.uniform(for_accept, log_prob.shape)) < log_ratio
         return _select(move, (y, log_prob_y, score_y), state)
 
-    return _jax_scan(step, start, lambda state: state[0])
+    return jax_scan(step, start, lambda state: state[0])
 
 
-def setup_jax_sites(target: Phi4, x: Tensor, width: float) -> Run:
-    """The split checkerboard of opponents.sweeping."""
-    import jax
-    import jax.numpy as jnp
-
-    kappa, lam = target.kappa, target.lam
-    right = colour_rows(target.shape, x.device).cpu().numpy()
-    field = x.cpu().numpy()
-    pairs = field.reshape(*field.shape[:-1], -1, 2)
-    even = jnp.asarray(np.where(right, pairs[..., 1], pairs[..., 0]))
-    odd = jnp.asarray(np.where(right, pairs[..., 0], pairs[..., 1]))
-
-    def half(key: Any, phi: Any, other: Any, right: Any) -> Any:
-        around = other + jnp.where(right, jnp.roll(other, -1, -1), jnp.roll(other, 1, -1))
-        for axis in range(1, phi.ndim - 1):
-            around = around + jnp.roll(other, 1, axis) + jnp.roll(other, -1, axis)
-        u, v = jax.random.uniform(key, (2, *phi.shape))
-        new = phi + width * (2 * u - 1)
-        inner = (new + phi) * (1 + lam * (new**2 + phi**2 - 2)) - 2 * kappa * around
-        return jnp.where(jnp.log(v) < -(new - phi) * inner, new, phi)
-
-    def step(key: Any, state: Any) -> Any:
-        even, odd = state
-        first, second = jax.random.split(key)
-        even = half(first, even, odd, right)
-        return even, half(second, odd, even, ~right)
-
-    def merged(state: Any) -> Any:
-        even, odd = state
-        columns = (jnp.where(right, odd, even), jnp.where(right, even, odd))
-        return jnp.stack(columns, -1).reshape(field.shape)
-
-    return _jax_scan(step, (even, odd), merged)
-
-
-# ---------------------------------------------------------------------------- blackjax, numba
+# ---------------------------------------------------------------------------- blackjax
 def _blackjax(algorithm: Any, x: Tensor) -> Run:
     import jax
 
@@ -205,7 +179,7 @@ def _blackjax(algorithm: Any, x: Tensor) -> Run:
     def step(key: Any, state: Any) -> Any:
         return jax.vmap(algorithm.step)(jax.random.split(key, len(x)), state)[0]
 
-    return _jax_scan(step, start, lambda state: state.position)
+    return jax_scan(step, start, lambda state: state.position)
 
 
 def setup_blackjax_mala(target: Phi4Chain | GaussianMixture, x: Tensor, h: float) -> Run:
@@ -214,52 +188,8 @@ def setup_blackjax_mala(target: Phi4Chain | GaussianMixture, x: Tensor, h: float
     return _blackjax(blackjax.mala(_jax_log_prob(target), h), x)
 
 
-def setup_blackjax_hmc(target: Phi4Chain, x: Tensor, eps: float, n_leapfrog: int) -> Run:
+def setup_blackjax_hmc(target: Phi4 | Phi4Chain, x: Tensor, eps: float, n_leapfrog: int) -> Run:
     import blackjax
 
     masses = np.ones(x.shape[1], dtype=np.float32)
     return _blackjax(blackjax.hmc(_jax_log_prob(target), eps, masses, n_leapfrog), x)
-
-
-def setup_numba_sites(target: Phi4, x: Tensor, width: float) -> Run:
-    """A 2D lattice by scalar loops, one chain after the other, colour by colour."""
-    import numba
-
-    kappa, lam = np.float32(target.kappa), np.float32(target.lam)
-    one, two, delta = np.float32(1), np.float32(2), np.float32(width)
-    rows, columns = target.shape
-
-    @numba.njit
-    def seed(value: int) -> None:
-        np.random.seed(value)
-
-    @numba.njit
-    def sweeps(x: np.ndarray, n: int) -> None:
-        for c in range(x.shape[0]):
-            field = x[c]
-            for _ in range(n):
-                for colour in range(2):
-                    for i in range(rows):
-                        up, down = (i - 1) % rows, (i + 1) % rows
-                        for j in range((i + colour) % 2, columns, 2):
-                            around = (
-                                field[up, j] + field[down, j]
-                                + field[i, (j - 1) % columns] + field[i, (j + 1) % columns]
-                            )  # fmt: skip
-                            old = field[i, j]
-                            step = delta * (two * np.float32(np.random.random()) - one)
-                            new = old + step
-                            inner = (new + old) * (one + lam * (new * new + old * old - two))
-                            difference = step * (inner - two * kappa * around)
-                            if np.random.random() < math.exp(-difference):
-                                field[i, j] = new
-
-    start = x.cpu().numpy()
-    seed(SEED)
-
-    def run(n: int) -> np.ndarray:
-        field = start.copy()
-        sweeps(field, n)
-        return field
-
-    return run

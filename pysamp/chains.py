@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pysamp import _native, rng, store
+from pysamp import _native, store
 from pysamp.describe import identity
 from pysamp.distributed import (
     Progress,
@@ -28,7 +28,8 @@ from pysamp.distributed import (
     split,
 )
 from pysamp.mcmc.adapt import warm_up
-from pysamp.mcmc.base import Info, Kernel, State, Tunable
+from pysamp.mcmc.base import Kernel, State, Tunable
+from pysamp.measure import Part, advance, finished, starting_points
 from pysamp.plan import BLOCK_BYTES, CALL_STEPS, Plan, of_chains
 from pysamp.samples import Samples
 from pysamp.tally import Checkpoint, Tally, decode, encode, merge_info
@@ -37,16 +38,8 @@ from pysamp.target import Counted, Counts, HasNative, Target
 CHECKPOINT_SECONDS = 5.0  # between checkpoints: what a kill may cost, far above what saving costs
 
 
-@runtime_checkable
-class HasStart(Protocol):
-    """A target that does not live on all of R^d makes its own starting points (n, *event_shape)."""
-
-    def start(
-        self, n: int, *, seed: int, first_chain: int, device: torch.device, dtype: torch.dtype
-    ) -> Tensor: ...
-
-
 def static_info(sampler: object, plan: Plan) -> dict[str, Any]:
+    measured = {} if plan.names is None else {"measure_every": plan.every}
     return {
         "sampler": type(sampler).__name__,
         "markov": True,
@@ -56,6 +49,7 @@ def static_info(sampler: object, plan: Plan) -> dict[str, Any]:
         "backend": _native.backend_name(),
         "device": str(plan.device),
         "dtype": str(plan.dtype).removeprefix("torch."),
+        **measured,
     }
 
 
@@ -71,21 +65,7 @@ def _begin(
     """Start and warm up the chains of this process. Only here do processes wait for each other."""
     first, count = chains
     begin = clock(plan.device)
-    if x0 is not None:
-        x = x0[first : first + count].detach().to(plan.device)
-    elif isinstance(target.base, HasStart):
-        x = target.base.start(
-            count, seed=plan.seed, first_chain=first, device=plan.device, dtype=plan.dtype
-        )
-    else:
-        x = rng.normal(
-            (count, *plan.event_shape),
-            seed=plan.seed,
-            stream=rng.STREAMS["start"],
-            first_chain=first,
-            device=plan.device,
-            dtype=plan.dtype,
-        )
+    x = starting_points(target.base, plan, first, count, x0)
     state = kernel.init(target, x, seed=plan.seed, first_chain=first)
     _refuse_coupled_rows(target.base, x, state.log_prob)
     tally = Tally()
@@ -142,44 +122,43 @@ def _draw(
     while done < plan.n_draws:
         n = min(block, plan.n_draws - done)
         begin = clock(plan.device)
-        for steps, thin in _calls(n, plan.thin):
+        parts: list[Part] = []
+        for steps, count in _calls(n, plan):
             before = replace(target.counts)
-            state, info = kernel.step(target, state, steps, thin=thin)
+            if count:
+                state, info, part = advance(target, kernel, state, steps, count, plan)
+                parts.append(part)
+            else:
+                state, info = kernel.step(target, state, steps)
             tally.add({"accept": info.accept, **_cost(target, before), **info.extra}, steps)
-            if thin is None:
-                bar.update(steps)
-        x, log_prob = _kept(info, kernel, n, plan)
+            bar.update(steps)
+        x, log_prob = finished(target, parts, plan)
         tally.seconds += clock(plan.device) - begin
         keep(done, x, log_prob, state)
         done += n
-        bar.update(steps)
 
 
-def _calls(n: int, thin: int) -> Iterator[tuple[int, int | None]]:
-    """(steps, thin) of the calls that make n draws: one, unless a single draw takes too many steps."""
-    left = n * thin
-    while n == 1 and left > CALL_STEPS:
-        yield CALL_STEPS, None
-        left -= CALL_STEPS
-    yield left, left // n
+def _calls(n: int, plan: Plan) -> Iterator[tuple[int, int]]:
+    """(steps, states or measurements kept of them) of the calls that make n draws.
+
+    That is one call, unless a single draw takes too many steps, or too many states to hold at once.
+    """
+    units = n * plan.thin // plan.every
+    most = units if n > 1 else max(1, min(CALL_STEPS // plan.every, plan.fits()))
+    while units:
+        count = min(most, units)
+        left = count * plan.every
+        while n == 1 and left > CALL_STEPS:
+            yield CALL_STEPS, 0
+            left -= CALL_STEPS
+        yield left, count
+        units -= count
 
 
 def _cost(target: Counted, before: Counts) -> dict[str, Tensor]:
     """What was evaluated since `before`; a kernel that reports its cost is believed instead."""
     since = {key: now - getattr(before, key) for key, now in vars(target.counts).items()}
     return {key: torch.tensor(n, dtype=torch.float64) for key, n in since.items()}
-
-
-def _kept(info: Info, kernel: Kernel, n: int, plan: Plan) -> tuple[Tensor, Tensor]:
-    name = f"{type(kernel).__name__}.step with thin="
-    if info.x is None or info.log_prob is None:
-        raise TypeError(f"{name}{plan.thin} must fill x and log_prob of its Info")
-    if info.x.shape[1:] != (n, *plan.event_shape) or info.log_prob.shape != info.x.shape[:2]:
-        raise ValueError(
-            f"{name}{plan.thin} must return x (n_chains, {n}, *{plan.event_shape}), "
-            f"got {tuple(info.x.shape)} and log_prob {tuple(info.log_prob.shape)}"
-        )
-    return info.x, info.log_prob
 
 
 def clock(device: torch.device) -> float:
@@ -194,9 +173,7 @@ def in_memory(
 ) -> Samples:
     first, count = split(plan.n_chains, here)
     try:
-        x = torch.empty(
-            count, plan.n_draws, *plan.event_shape, dtype=plan.dtype, device=plan.device
-        )
+        x = torch.empty(count, plan.n_draws, *plan.kept_shape, dtype=plan.dtype, device=plan.device)
     except RuntimeError as error:
         gigabytes = count * plan.draw_bytes() / plan.n_chains * plan.n_draws / 1e9
         raise MemoryError(
@@ -222,6 +199,7 @@ def in_memory(
         log_prob=gather_chains(log_prob, here, plan.n_chains),
         info=info,
         target=target,
+        names=plan.names,
     )
 
 
@@ -270,6 +248,7 @@ def _fill(
     """Draw one part of the folder from its checkpoint, or from the start if it has none."""
     first, count = manifest["parts"][part]
     block, config = manifest["block"], manifest["config"]
+    chunk = manifest.get("chunk", block)
     mine, kernel = of_chains(target, kernel, first, count)
     counted = Counted(mine)
     saved = store.load_checkpoint(path, part)
@@ -281,9 +260,9 @@ def _fill(
     state = _state(saved.state, plan.device)
     kernel = _with_scale(kernel, saved.kernel, plan.device)
     shape = (count, plan.n_draws)
-    shapes = {"x": ((*shape, *plan.event_shape), plan.dtype), "log_prob": (shape, plan.dtype)}
+    shapes = {"x": ((*shape, *plan.kept_shape), plan.dtype), "log_prob": (shape, plan.dtype)}
     done = saved.n_draws
-    writer = store.open_part(path, part, first, shapes, block, done=done)
+    writer = store.open_part(path, part, first, shapes, chunk, done=done)
     tally = saved.tally
     waiting: list[tuple[Tensor, Tensor]] = []
     last_save = time.monotonic()
@@ -293,8 +272,8 @@ def _fill(
         waiting.append((x.cpu(), log_prob.cpu()))
         end = at + x.shape[1]
         size = sum(block.numel() * block.element_size() for block, _ in waiting)
-        recent = time.monotonic() - last_save < CHECKPOINT_SECONDS
-        if recent and size < BLOCK_BYTES and end < plan.n_draws:
+        recent = time.monotonic() - last_save < CHECKPOINT_SECONDS and size < BLOCK_BYTES
+        if end < plan.n_draws and (recent or end % chunk):
             return
         xs, log_probs = (torch.cat(blocks, 1) for blocks in zip(*waiting, strict=True))
         writer.append(end - xs.shape[1], x=xs, log_prob=log_probs)

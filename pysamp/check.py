@@ -15,13 +15,18 @@ from torch import Tensor
 
 from pysamp import rng
 from pysamp.target import (
+    HasBonds,
     HasLocal,
+    HasLocalField,
     HasLogZ,
     HasModes,
     HasNative,
     HasObservables,
+    HasQuartic,
+    HasRecord,
     HasSampler,
     HasScore,
+    HasSites,
     HasValueAndScore,
     NativeEnergy,
     Target,
@@ -305,36 +310,115 @@ def _check_capabilities(t: Target, x: Tensor) -> None:
                 _fail("observables", f"{name!r} must be ({n},), got {tuple(value.shape)}")
     if isinstance(t, HasLocal):
         _check_local(t, x)
+    if isinstance(t, HasSites):
+        _check_sites(t, x)
+    if isinstance(t, HasRecord):
+        _check_record(t, x)
 
 
 def _check_local(t: Any, x: Tensor) -> None:
-    sites = torch.cat([colour.cpu() for colour in t.colours])
     size = math.prod(t.event_shape)
-    if sites.dtype != torch.int64 or not torch.equal(sites.sort().values, torch.arange(size)):
-        _fail("colours", f"must hold each of the {size} sites once, as int64")
-    value, flat = _log_prob(t, x, "shape"), x.reshape(len(x), size)
-    relative = _relative(value)
+    _check_colours(t.colours, size, "colours")
+    flat = x.reshape(len(x), size)
     donor = flat.roll(1, 0)  # values of another row: they lie in the domain of a site
     for c, colour in enumerate(t.colours):
         at = colour.to(x.device)
         difference = t.local_difference(x, at, donor[:, at])
-        if difference.shape != (len(x), len(at)):
-            _fail("local_difference", f"must be {(len(x), len(at))}, got {tuple(difference.shape)}")
-        # All sites of a colour at once test that they do not interact; a few alone, the difference.
-        trials = [(at, difference.sum(1), f"all sites of colour {c} (do they interact?)")]
-        trials += [(at[j : j + 1], difference[:, j], f"site {int(at[j])}") for j in range(len(at))][
-            :8
-        ]
-        for where, claimed, name in trials:
-            moved = flat.clone()
-            moved[:, where] = donor[:, where]
-            actual = _log_prob(t, moved.reshape(x.shape), "shape") - value
-            scale = 1 + value.abs() + actual.abs()
-            bad = torch.isfinite(actual) & ((claimed - actual).abs() > relative * scale)
-            if bool(bad.any()):
-                row = _row(bad)
-                _fail(
-                    "local_difference",
-                    f"row {row}, {name}: {claimed[row].item()} but log_prob changes by "
-                    f"{actual[row].item()}",
-                )
+        _check_moves(t, x, "local_difference", c, at[:, None], donor[:, at, None], difference)
+
+
+def _check_sites(t: Any, x: Tensor) -> None:
+    """Conditional densities of the sites, from a reflection of each and from each component alone."""
+    size, m = math.prod(t.event_shape), t.n_components
+    if m < 1 or size % m:
+        _fail("n_components", f"must divide the {size} numbers of an event, got {m}")
+    _check_colours(t.site_colours, size // m, "site_colours")
+    flat = x.reshape(len(x), size // m, m)
+    if t.unit_length:
+        flat = flat / torch.linalg.vector_norm(flat, dim=2, keepdim=True)
+        x = flat.reshape(x.shape)
+    donor = flat.roll(1, 0)
+    component = torch.arange(m, device=x.device)
+    for c, colour in enumerate(t.site_colours):
+        at = colour.to(x.device)
+        old = flat[:, at]  # (n, k, m)
+        if isinstance(t, HasLocalField):
+            field = t.local_field(x, at)
+            if field.shape != old.shape:
+                _fail("local_field", f"must be {tuple(old.shape)}, got {tuple(field.shape)}")
+            claimed = -2 * (field * old).sum(2)
+            _check_moves(t, x, "local_field", c, at[:, None] * m + component, -old, claimed)
+        for a in range(m) if isinstance(t, HasQuartic) else ():
+            square, fourth, linear = t.quartic(x, at, a)
+            u, v = old[..., a], donor[:, at, a]
+            claimed = linear * (v - u) - square * (v**2 - u**2) - fourth * (v**4 - u**4)
+            _check_moves(t, x, "quartic", c, at[:, None] * m + a, v[..., None], claimed)
+    if isinstance(t, HasBonds):
+        coupling, table = t.couplings
+        v = size // m
+        if not math.isfinite(coupling) or table.ndim != 2 or len(table) != v:
+            _fail("couplings", f"must be J and ({v}, 2d), got {coupling}, {tuple(table.shape)}")
+        here = torch.arange(v, device=table.device)[:, None].expand_as(table)
+        inner = table < v
+        ends = torch.stack([here[inner], table[inner]])
+        if not torch.equal(*((e[0] * v + e[1]).sort().values for e in (ends, ends.flip(0)))):
+            _fail("couplings", "a bond is in the table from one of its ends only")
+
+
+def _check_record(t: Any, x: Tensor) -> None:
+    n = len(x)
+    record = t.record(x)
+    if record.shape != (n, 9) or record.dtype != x.dtype:
+        _fail("record", f"must be ({n}, 9) {x.dtype}, got {tuple(record.shape)} {record.dtype}")
+    value = _log_prob(t, x, "shape")
+    if not bool(_close(record[:, 0], value).all()) or bool(record[:, 1].any()):
+        _fail("record", "columns 0 and 1 of a single measurement must be log_prob and 0")
+    found = t.from_record(record)
+    observed = t.observables(x) if isinstance(t, HasObservables) else {}
+    for name, values in found.items():
+        if values.shape != (n,):
+            _fail("from_record", f"{name!r} must be ({n},), got {tuple(values.shape)}")
+        if name in observed and not bool(_close(values, observed[name]).all()):
+            _fail("from_record", f"{name!r} differs from that of observables")
+    means = {name: values.double().mean() for name, values in found.items()}
+    if "energy" in found:
+        means["energy²"] = found["energy"].double().square().mean()
+    for name, values in t.derived(means).items():
+        if values.shape != ():
+            _fail(
+                "derived", f"{name!r} must have the shape of the means, got {tuple(values.shape)}"
+            )
+
+
+def _check_colours(colours: tuple[Tensor, ...], count: int, name: str) -> None:
+    sites = torch.cat([colour.cpu() for colour in colours])
+    if sites.dtype != torch.int64 or not torch.equal(sites.sort().values, torch.arange(count)):
+        _fail(name, f"must hold each of the {count} sites once, as int64")
+
+
+def _check_moves(
+    t: Any, x: Tensor, what: str, c: int, elements: Tensor, new: Tensor, claimed: Tensor
+) -> None:
+    """Moves that set the elements (k, e) of the event to `new` (n, k, e), and the change of log p that
+    they claim, (n, k): some of them alone, and those of a colour at once, which must not interact."""
+    if claimed.shape != new.shape[:2]:
+        _fail(what, f"must be {tuple(new.shape[:2])}, got {tuple(claimed.shape)}")
+    value, flat = _log_prob(t, x, "shape"), x.reshape(len(x), -1)
+    relative = _relative(value)
+    k = len(elements)
+    trials = [(slice(None), f"all sites of colour {c} (do they interact?)")]
+    trials += [(slice(j, j + 1), f"element {int(elements[j, 0])}") for j in range(min(k, 8))]
+    for which, name in trials:
+        moved = flat.clone()
+        moved[:, elements[which].flatten()] = new[:, which].flatten(1)
+        actual = _log_prob(t, moved.reshape(x.shape), "shape") - value
+        total = claimed[:, which].sum(1)
+        scale = 1 + value.abs() + actual.abs()
+        bad = torch.isfinite(actual) & ((total - actual).abs() > relative * scale)
+        if bool(bad.any()):
+            row = _row(bad)
+            _fail(
+                what,
+                f"row {row}, {name}: {total[row].item()} but log_prob changes by "
+                f"{actual[row].item()}",
+            )

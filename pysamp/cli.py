@@ -154,6 +154,7 @@ def run(
             "--out", metavar="DIR", help="The run folder; default: runs/ and FILE's name."
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> int:
     """Draw what a run file describes."""
     from pysamp.runfile import load
@@ -165,17 +166,17 @@ def run(
     folder = out or Path(named or Path("runs") / file.stem)
     with _resumable(folder):
         samples = sample(described.target, described.sampler, **settings, out=folder)
-    return _conclude(samples, folder)
+    return _conclude(samples, folder, as_json)
 
 
 @app.command()
-def resume(folder: Folder) -> int:
+def resume(folder: Folder, as_json: AsJson = False) -> int:
     """Go on with an interrupted run, to the same bits."""
     from pysamp.sampling import resume
 
     with _resumable(folder):
         samples = resume(folder)
-    return _conclude(samples, folder)
+    return _conclude(samples, folder, as_json)
 
 
 @contextmanager
@@ -188,8 +189,12 @@ def _resumable(folder: Path) -> Iterator[None]:
         raise FailedError(f"interrupted; {hint}") from None
 
 
-def _conclude(samples: Any, folder: Path) -> int:
-    _say(str(samples.summary()))
+def _conclude(samples: Any, folder: Path, as_json: bool) -> int:
+    result = samples.summary()
+    if as_json:
+        _say_json({"folder": str(folder), "status": "done", **result.to_dict()})
+        return 0
+    _say(str(result))
     _say(f"saved       {folder}   (figure: pysamp plot {folder})")
     return 0
 
@@ -249,6 +254,48 @@ def bench(
 
     _report(quick(), text, as_json)
     return 0
+
+
+@app.command()
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="E.g. lattice/ising_2d; see --list.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Name the experiments.")] = False,
+    scale: Annotated[
+        str, typer.Option(help="quick: a minute or two; paper: the full sizes.")
+    ] = "quick",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random number.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="For results.json and figures; default: runs/NAME."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Published or exact numbers beside ours; exit code 1 if one is missed."""
+    from pysamp import experiments
+
+    if list_ or name is None:
+        for known in experiments.names():
+            _say(f"{known:<28} {experiments.find(known).title}")
+        return 0
+    folder = out or Path("runs") / name
+    report = experiments.reproduce(
+        name, scale=scale, seed=seed, device=device, out=folder, progress=_note
+    )
+    _report(report, experiments.text, as_json)
+    if not as_json:
+        _say(f"saved       {folder}")
+    return 0 if report["ok"] else 1
+
+
+def _note(line: str) -> None:
+    """What is being done now, beside the results: to stderr."""
+    if _rank() == 0:
+        print(line, file=sys.stderr, flush=True)
 
 
 @app.command()

@@ -193,14 +193,30 @@ def random_walk(
     return run
 
 
+def neighbour_sum(other: Tensor, right: Tensor, first_axis: int = 1) -> Tensor:
+    """Sums over the neighbours of the sites of one colour, given the other; `right` as in half_sweep.
+
+    The axes of the lattice are those from `first_axis` on, the last of them with half the sites.
+    """
+    around = torch.where(right, other.roll(-1, -1), other.roll(1, -1)).add_(other)
+    for axis in range(first_axis, other.ndim - 1):
+        around.add_(other.roll(1, axis)).add_(other.roll(-1, axis))
+    return around
+
+
+def whole_neighbour_sum(phi: Tensor, first_axis: int = 1) -> Tensor:
+    """The same for all sites of a periodic lattice that is not split."""
+    around = torch.zeros_like(phi)
+    for axis in range(first_axis, phi.ndim):
+        around.add_(phi.roll(1, axis)).add_(phi.roll(-1, axis))
+    return around
+
+
 def half_sweep(
     phi: Tensor, other: Tensor, right: Tensor, kappa: float, lam: float, width: float
 ) -> Tensor:
     """One colour of a periodic φ⁴ field, given the other; `right`: rows where it sits at x + 1."""
-    around = torch.where(right, other.roll(-1, -1), other.roll(1, -1)).add_(other)
-    for axis in range(1, phi.ndim - 1):
-        around.add_(other.roll(1, axis)).add_(other.roll(-1, axis))
-    around.mul_(2 * kappa)
+    around = neighbour_sum(other, right).mul_(2 * kappa)
     step = torch.rand_like(phi).sub_(0.5).mul_(2 * width)
     new = phi + step
     # S(new) − S(old) = (new − φ) [ (new + φ) (1 + λ (new² + φ² − 2)) − 2κ Σ φ_y ]
@@ -228,9 +244,7 @@ def masked_sweep(
 ) -> Tensor:
     """Both colours in turn, each by a pass over the whole lattice, half of it for nothing."""
     for mask in colours:
-        around = torch.zeros_like(phi)
-        for axis in range(1, phi.ndim):
-            around.add_(phi.roll(1, axis)).add_(phi.roll(-1, axis))
+        around = whole_neighbour_sum(phi)
         new = phi + (torch.rand_like(phi) * 2 - 1) * width
         terms = [v * v + lam * (v * v - 1) ** 2 - 2 * kappa * v * around for v in (phi, new)]
         move = (torch.rand_like(phi).log_() < terms[0] - terms[1]) & mask

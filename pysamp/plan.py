@@ -21,6 +21,8 @@ N_CHAINS, N_DRAWS, WARMUP = 256, 1000, 500  # defaults
 BLOCK_BYTES = 1 << 26  # of draws made by one fused call, of all chains together: 64 MiB
 BLOCK_STEPS = 128  # of one fused call: amortises its overhead, and a slow target still ticks
 CALL_STEPS = 1 << 16  # the most of one call, whatever thin is: float32 counts exactly to 2^24
+RECORD = 9  # numbers of a record, capabilities.HasRecord
+MAX_CHUNKS = 4096  # files of a run of observables, and so what a kill may cost: 1/4096 of the run
 WORDS = 1 << 32  # chains, and steps, that the counter of the random numbers tells apart
 
 
@@ -36,16 +38,44 @@ class Plan:
     event_shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    names: tuple[str, ...] | None = None  # of the observables kept of a draw; None: x is kept
+    measure_every: int | None = None  # steps between two measurements; None: one a draw
+    records: bool = False  # the kernel measures by itself, and no x leaves it
+
+    @property
+    def kept_shape(self) -> tuple[int, ...]:
+        """Shape of what is kept of a draw."""
+        return self.event_shape if self.names is None else (len(self.names),)
+
+    @property
+    def every(self) -> int:
+        return self.measure_every or self.thin
 
     def draw_bytes(self) -> int:
-        """One draw of all chains."""
-        numbers = self.n_chains * max(1, math.prod(self.event_shape))
-        return numbers * torch.finfo(self.dtype).bits // 8
+        """What is kept of one draw of all chains."""
+        return self._bytes(math.prod(self.kept_shape))
 
     def block(self) -> int:
         """Draws of one fused call: a function of the sizes of the whole run, never of time."""
-        fits = min(BLOCK_BYTES // self.draw_bytes(), BLOCK_STEPS // self.thin)
+        fits = min(self.fits() * self.every // self.thin, BLOCK_STEPS // self.thin)
         return max(1, min(self.n_draws, fits))
+
+    def fits(self) -> int:
+        """Measurements whose states may be in memory at once; a kernel that measures holds none."""
+        if self.records:
+            return max(1, BLOCK_BYTES // self._bytes(RECORD)) * (self.thin // self.every)
+        return max(1, BLOCK_BYTES // self._bytes(math.prod(self.event_shape)))
+
+    def chunk(self) -> int:
+        """Draws of one file on disk, in blocks: observables are small, and files must not be many."""
+        block = self.block()
+        if self.names is None:
+            return block
+        wanted = min(-(-self.n_draws // MAX_CHUNKS), BLOCK_BYTES // self.draw_bytes())
+        return -(-max(1, wanted) // block) * block
+
+    def _bytes(self, numbers: int) -> int:
+        return self.n_chains * max(1, numbers) * torch.finfo(self.dtype).bits // 8
 
 
 def make_plan(

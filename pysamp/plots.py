@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pysamp import metrics
 from pysamp.samples import Samples
-from pysamp.summary import scalars
+from pysamp.summary import TIMED, WITHIN, scalars
 from pysamp.target import HasObservables, HasSampler, Target
 from pysamp.targets.phi4 import Phi4Chain
 
@@ -39,6 +39,7 @@ EXACT = "#000000"
 N_TRACES = 4  # chains drawn; more of them hide each other
 N_POINTS = 400  # of a trace; with more of them a chain that moves fast is a block of colour
 N_EXACT = 50_000  # exact draws for a reference histogram: 1 % in a bin of weight 0.2
+MAX_EXACT = 1 << 24  # numbers of them: large fields give fewer draws, each of many sites
 N_LAST = 150  # draws of a trace in which single changes of phase can be seen
 N_DOTS = 5000  # of a scatter plot
 MAX_BARS = 40  # modes with a label of their own
@@ -52,6 +53,7 @@ _SYMBOLS = {
     "magnetisation": "magnetisation $m$",
     "|magnetisation|": "$|m|$",
     "magnetisation²": "$m^2$",
+    "magnetisation⁴": "$m^4$",
 }
 
 
@@ -63,7 +65,10 @@ def plot_samples(samples: Samples, path: str | os.PathLike, target: Target | Non
     """
     target = samples.target if target is None else target
     series, _, _ = scalars(samples, target)
+    series.pop(WITHIN, None)
     names = list(series)
+    if names[0] in TIMED:  # of a lattice field: energy and |m| first
+        names = sorted(names, key=lambda n: n not in TIMED)
     summary = samples.summary(target)
     weight = _weight(samples)
 
@@ -77,7 +82,7 @@ def plot_samples(samples: Samples, path: str | os.PathLike, target: Target | Non
         partial(_marginal, series=series[n], weight=weight, name=n, target=target)
         for n in names[:2]
     ]
-    if samples.event_shape == (2,):
+    if samples.event_shape == (2,) and samples.names is None:
         panels[-1] = partial(_plane, samples=samples, target=target)
     if summary.modes:
         panels.append(partial(_modes, modes=summary.modes))
@@ -93,7 +98,7 @@ def plot_samples(samples: Samples, path: str | os.PathLike, target: Target | Non
     for i, panel in enumerate(panels):
         panel(figure.add_subplot(2, columns, i // 2 + 1 + columns * (i % 2)))
     _verdict(figure, summary.verdict)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _traces(ax: Axes, series: Tensor, name: str, colour: str, most: int = N_TRACES) -> None:
@@ -105,7 +110,7 @@ def _traces(ax: Axes, series: Tensor, name: str, colour: str, most: int = N_TRAC
     for i, chain in enumerate(shown):
         shade = 0.35 + 0.65 * (i + 1) / len(shown)
         ax.plot(draws, _array(series[chain])[::stride], color=colour, alpha=shade, lw=0.7)
-    _label(ax, f"{len(shown)} of {n_chains} chains", "draw", _symbol(name))
+    name_axes(ax, f"{len(shown)} of {n_chains} chains", "draw", _symbol(name))
     ax.set_xlim(0, max(1, n_draws - 1))
 
 
@@ -130,7 +135,7 @@ def _marginal(ax: Axes, series: Tensor, weight: Tensor, name: str, target: Targe
         )
     ax.set_xlim(*span)
     if reference is not None or drawn is not None:
-        _legend(ax)
+        legend(ax)
 
 
 def _histogram(
@@ -155,7 +160,7 @@ def _histogram(
         label=label,
         **(style or {"alpha": 0.55}),
     )
-    _label(ax, "marginal", _symbol(name), "density")
+    name_axes(ax, "marginal", _symbol(name), "density")
 
 
 def _plane(ax: Axes, samples: Samples, target: Target | None) -> None:
@@ -171,8 +176,8 @@ def _plane(ax: Axes, samples: Samples, target: Target | None) -> None:
         ax.plot(*reference.T, ".", color="#999999", ms=1.5, alpha=0.5, label="exact draws")
     ax.plot(*x.T, ".", color=BLUE, ms=1.5, alpha=0.5, label="draws")
     ax.set_aspect("equal", adjustable="datalim")
-    _label(ax, "draws in the plane", "$x_0$", "$x_1$")
-    _legend(ax, markerscale=5)
+    name_axes(ax, "draws in the plane", "$x_0$", "$x_1$")
+    legend(ax, markerscale=5)
 
 
 def _modes(ax: Axes, modes: list[dict[str, Any]]) -> None:
@@ -190,8 +195,8 @@ def _modes(ax: Axes, modes: list[dict[str, Any]]) -> None:
         at, weight, error, fmt="o", color=BLUE, ms=5, capsize=4, lw=1.3, label="draws ± 1 s.e."
     )
     ax.set_ylim(0, 1.25 * max(float((weight + error).max()), float(reference.max()), 1e-9))
-    _label(ax, "weights of the modes", "mode", "weight")
-    _legend(ax)
+    name_axes(ax, "weights of the modes", "mode", "weight")
+    legend(ax)
 
 
 def _many(accept: Any) -> bool:
@@ -201,7 +206,7 @@ def _many(accept: Any) -> bool:
 def _acceptance(ax: Axes, accept: Tensor) -> None:
     ax.hist(_array(accept).ravel(), bins=40, range=(0, 1), color=ORANGE, alpha=0.8)
     ax.set_xlim(0, 1)
-    _label(ax, "acceptance over chains", "mean acceptance", "chains")
+    name_axes(ax, "acceptance over chains", "mean acceptance", "chains")
 
 
 def _autocorrelation(ax: Axes, series: Mapping[str, Tensor]) -> None:
@@ -215,8 +220,8 @@ def _autocorrelation(ax: Axes, series: Mapping[str, Tensor]) -> None:
     ax.axhline(0, color="#999999", lw=0.8)
     ax.set_ylim(-0.15, 1.05)
     ax.set_xlim(left=0)
-    _label(ax, "autocorrelation", "lag in draws", r"$\rho$")
-    _legend(ax)
+    name_axes(ax, "autocorrelation", "lag in draws", r"$\rho$")
+    legend(ax)
 
 
 def _autocorrelations(series: Tensor) -> np.ndarray | None:
@@ -280,12 +285,12 @@ def plot_demo(results: Mapping[str, Samples], path: str | os.PathLike) -> None:
     ax.plot(*_mid_density(target), color=EXACT, lw=1.4, label="exact")
     ax.set_xlim(*span)
     ax.set_ylim(top=1.3 * ax.get_ylim()[1])
-    _label(ax, "marginal of the middle site", _symbol("phi_mid"), "density")
-    _legend(ax, ncols=2)
+    name_axes(ax, "marginal of the middle site", _symbol("phi_mid"), "density")
+    legend(ax, ncols=2)
 
     _demo_weights(figure.add_subplot(grid[1, 2:4]), results, colours, target)
     _fields(figure.add_subplot(grid[1, 4:6]), list(results.values())[-1], target)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _mid_traces(ax: Axes, samples: Samples, mid: int, name: str, colour: str) -> None:
@@ -298,7 +303,7 @@ def _mid_traces(ax: Axes, samples: Samples, mid: int, name: str, colour: str) ->
     shown = (
         f"last {min(N_LAST, series.shape[1])} draws, {min(4, len(series))} of {len(series)} chains"
     )
-    _label(ax, f"{name}: {changes:,} changes of phase", shown, _symbol("phi_mid"))
+    name_axes(ax, f"{name}: {changes:,} changes of phase", shown, _symbol("phi_mid"))
 
 
 def _demo_weights(
@@ -314,8 +319,8 @@ def _demo_weights(
     ax.set_xticks(range(len(results)), list(results))
     ax.set_xlim(-0.6, len(results) - 0.4)
     ax.set_ylim(0, 1.3 * top)
-    _label(ax, "weight of the + phase, ± 1 s.e.", "", r"$P(\phi_{\mathrm{mid}} > 0)$")
-    _legend(ax)
+    name_axes(ax, "weight of the + phase, ± 1 s.e.", "", r"$P(\phi_{\mathrm{mid}} > 0)$")
+    legend(ax)
 
 
 def _fields(ax: Axes, samples: Samples, target: Phi4Chain) -> None:
@@ -328,7 +333,7 @@ def _fields(ax: Axes, samples: Samples, target: Phi4Chain) -> None:
             ax.plot(np.arange(n + 2), np.pad(field, 1), color=colour, lw=0.9)
     ax.axhline(0, color="#999999", lw=0.8)
     ax.set_xlim(0, n + 1)
-    _label(ax, "fields drawn, both phases", "site", r"$\phi$")
+    name_axes(ax, "fields drawn, both phases", "site", r"$\phi$")
 
 
 # ---------------------------------------------------------------------------- exact answers
@@ -346,7 +351,8 @@ def _exact_draws(name: str, target: Target | None) -> np.ndarray | None:
     """The series of this name over exact draws, if the target can make them."""
     if not isinstance(target, HasSampler):
         return None
-    x = target.sample(N_EXACT, seed=0)
+    size = math.prod(target.event_shape)
+    x = target.sample(max(1, min(N_EXACT, MAX_EXACT // max(1, size))), seed=0)
     series: Mapping[str, Tensor] = (
         target.observables(x) if isinstance(target, HasObservables) else {}
     )
@@ -388,7 +394,7 @@ def _symbol(name: str) -> str:
     return _SYMBOLS.get(name, name)
 
 
-def _label(ax: Axes, title: str, x: str, y: str) -> None:
+def name_axes(ax: Axes, title: str, x: str, y: str) -> None:
     if title:
         ax.set_title(title, fontsize=10, loc="left")
     ax.set_xlabel(x, fontsize=10)
@@ -397,7 +403,7 @@ def _label(ax: Axes, title: str, x: str, y: str) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(ax: Axes, **how: Any) -> None:
+def legend(ax: Axes, **how: Any) -> None:
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize=9, **how)
 
@@ -409,7 +415,7 @@ def _verdict(figure: Figure, verdict: list[str]) -> None:
     figure.supxlabel(f"verdict: {text}{more}", x=0.01, ha="left", fontsize=10, color=colour)
 
 
-def _save(figure: Figure, path: str | os.PathLike) -> None:
+def save(figure: Figure, path: str | os.PathLike) -> None:
     path = Path(path)
     known = figure.canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in known:

@@ -17,6 +17,7 @@ import difflib
 import importlib.util
 import inspect
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from torch import Tensor
 
 Key = tuple[str, ...]
+_BOOL = "tag:yaml.org,2002:bool"
 _WORDS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")  # a name, and <<
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the truth values of its version 1.2, true and false: ON is the name of a target."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - an attribute of PyYAML
+        first: [(tag, words) for tag, words in found if tag != _BOOL]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(_BOOL, re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
 
 
 class RunFileError(ValueError):
@@ -119,6 +133,10 @@ class RunFile(BaseModel):
     device: str | None = Field(None, description="a string such as cpu or cuda:0")
     dtype: Literal["float32", "float64"] | None = Field(None, description="float32 or float64")
     out: str | None = Field(None, description="the name of a folder")
+    keep: Literal["x", "observables"] | None = Field(None, description="x or observables")
+    measure_every: Int | None = Field(
+        None, gt=0, description="a positive integer that divides thin"
+    )
 
 
 def _build_run(tree: dict[str, Any]) -> Run:
@@ -147,9 +165,9 @@ def _build_run(tree: dict[str, Any]) -> Run:
 # ---------------------------------------------------------------------------- reading
 def _parse(text: str, file: str, places: dict[Key, str]) -> dict[str, Any]:
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
         _mark(node, (), file, places)
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RunFileError((), f"not valid YAML{line}: {error.problem}") from None
@@ -193,8 +211,8 @@ def _override(tree: dict[str, Any], text: str, places: dict[Key, str]) -> None:
             (), f"an override is key=value, such as sampler.step_size=0.02, got {text!r}"
         )
     try:
-        _mark(yaml.compose(raw, Loader=yaml.SafeLoader), key, f"-o {text}", {})
-        value = yaml.safe_load(raw)
+        _mark(yaml.compose(raw, Loader=_Loader), key, f"-o {text}", {})
+        value = yaml.load(raw, Loader=_Loader)
     except yaml.YAMLError:
         raise RunFileError((), f"the value of the override {text!r} is not valid YAML") from None
     for depth, part in enumerate(key[:-1], start=1):
@@ -353,6 +371,8 @@ def _convert(value: Any, hint: Any, key: Key) -> Any:
             return _build(value, key, known, "object")
     if isinstance(value, dict) and "name" in value:
         return _build(value, key, _parts(), "object")
+    if isinstance(value, list):  # a list may hold such objects, as the kernels of a cycle
+        value = [_part(item, (*key, str(i))) for i, item in enumerate(value)]
     try:
         adapter = TypeAdapter(_adapt(hint), config=ConfigDict(arbitrary_types_allowed=True))
         return adapter.validate_python(value)
@@ -360,6 +380,11 @@ def _convert(value: Any, hint: Any, key: Key) -> Any:
         raise RunFileError(
             key, f"{'.'.join(key)} must be {_describe(hint)}, got {value!r}"
         ) from None
+
+
+def _part(value: Any, key: Key) -> Any:
+    named = isinstance(value, str) or (isinstance(value, dict) and "name" in value)
+    return _convert(value, Any, key) if named else value
 
 
 def _parts() -> dict[str, Maker]:

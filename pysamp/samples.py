@@ -61,6 +61,8 @@ class Samples:
     `target`, if kept, gives `summary` its observables, modes and reference values; it is not saved.
     `info` holds tensors, numbers, text and dicts of these: acceptance, evaluations, seconds, log_z.
     A run folder hands over `x` unread: it is loaded when first used; `blocks` never loads it all.
+    With `names`, x holds observables of these names instead of configurations, (chain, draw, K), and
+    log_prob is their mean over the window of a draw where there was one.
     """
 
     x: Tensor = _OnDemand()  # type: ignore[assignment]  # (chain, draw, *event_shape)
@@ -68,6 +70,7 @@ class Samples:
     log_weight: Tensor | None = None  # (chain, draw) importance log-weights; None = equal
     info: dict[str, Any] = field(default_factory=dict)
     target: Target | None = None
+    names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.__dict__["x"].shape)
@@ -76,6 +79,11 @@ class Samples:
         for name, value in (("log_prob", self.log_prob), ("log_weight", self.log_weight)):
             if value is not None and tuple(value.shape) != shape[:2]:
                 raise ValueError(f"{name} must be {shape[:2]} like x, got {tuple(value.shape)}")
+        if self.names is not None:
+            names = tuple(self.names)
+            if shape[2:] != (len(names),) or len(set(names)) != len(names):
+                raise ValueError(f"names must be {shape[2:]} different ones like x, got {names}")
+            object.__setattr__(self, "names", names)
 
     @property
     def n_chains(self) -> int:
@@ -92,10 +100,17 @@ class Samples:
     def __repr__(self) -> str:
         name = self.info.get("sampler", "sampler unknown")
         weights = "" if self.log_weight is None else ", weighted"
+        what = str(self.event_shape) if self.names is None else ", ".join(self.names)
         return (
-            f"Samples({self.n_chains} chains × {self.n_draws} draws of {self.event_shape}"
+            f"Samples({self.n_chains} chains × {self.n_draws} draws of {what}"
             f"{weights}, {name}); .summary() says how good they are"
         )
+
+    def observable(self, name: str) -> Tensor:
+        """The series (chain, draw) of one name. Raises ValueError, with all names, for another."""
+        if self.names is None or name not in self.names:
+            raise ValueError(f"name must be one of {self.names or 'no observables'}, got {name!r}")
+        return self.x[..., self.names.index(name)]
 
     def blocks(self) -> Iterator[Tensor]:
         """The draws in order, a bounded number of bytes at a time: (chain, some draws, *event)."""
@@ -154,6 +169,7 @@ class Samples:
         header = split_tensors(self.info, "info", tensors)
         owned = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
         metadata = {"format": "pysamp samples 1", "info": json.dumps(header)}
+        metadata |= {} if self.names is None else {"names": json.dumps(self.names)}
         replace_file(path, lambda temporary: save_file(owned, temporary, metadata))
 
     @classmethod
@@ -164,17 +180,22 @@ class Samples:
             raise ValueError(f"path must be a file written by Samples.save, got {path}")
         fields = {key: tensors.pop(key, None) for key in ("x", "log_prob", "log_weight")}
         info = join_tensors(json.loads(metadata["info"]), "info", tensors)
-        return cls(**fields, info=info, target=target)  # type: ignore[arg-type]
+        names = json.loads(metadata.get("names", "null"))
+        return cls(**fields, info=info, target=target, names=names)  # type: ignore[arg-type]
 
     def to_arviz(self) -> Any:
         """InferenceData (arviz < 1) or DataTree (arviz 1).
 
-        The posterior holds x and the target's observables, sample_stats holds lp and log_weight.
+        The posterior holds x, unless observables were kept, and the target's observables; sample_stats
+        holds lp and log_weight.
         """
         import arviz
 
-        posterior = {"x": self.x.detach().cpu().numpy()}
-        if self.target is not None:
+        if self.names is not None:
+            posterior = {name: self.observable(name).cpu().numpy() for name in self.names}
+        else:
+            posterior = {"x": self.x.detach().cpu().numpy()}
+        if self.target is not None and self.names is None:
             skip = {"log_prob", *coordinate_names(self.event_shape)}
             posterior |= {
                 name: value.cpu().numpy()

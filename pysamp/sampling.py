@@ -20,6 +20,7 @@ from pysamp.describe import NotRebuildableError, describe, digest, rebuild
 from pysamp.distributed import World, barrier, is_main, split, world
 from pysamp.fingerprint import fingerprint
 from pysamp.mcmc.base import Kernel
+from pysamp.measure import check_keep, of_observables
 from pysamp.plan import (
     BLOCK_BYTES,
     N_CHAINS,
@@ -68,6 +69,8 @@ def sample(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     out: str | os.PathLike | None = None,
+    keep: str = "x",
+    measure_every: int | None = None,
     progress: bool = True,
 ) -> Samples:
     """Draw from `target`.
@@ -80,17 +83,23 @@ def sample(
     normal, or the target's own if it has `start`. device, dtype: those of x0, else CPU and float32.
     out: a new run folder that the draws are streamed into; memory then stays bounded and `resume`
     goes on after an interruption.
+    keep: "x", or "observables" to keep of each draw the target's observables instead, whose names are
+    in Samples.names; configurations then never add up in memory. measure_every: steps between two
+    measurements, of which a draw is the mean over its `thin` steps (log_prob, too); one by default.
 
     Under torchrun the chains are shared out; every process gets all draws, the same for any number.
     Raises ValueError, TypeError for arguments, FileExistsError for `out`, OSError on a full disk.
     """
     here = world()
+    check_keep(keep, measure_every)
     t = as_target(target, None if event_shape is None else tuple(event_shape))
     if isinstance(sampler, type):
         raise TypeError(f"sampler is the class {sampler.__name__}: pass an instance of it")
     if isinstance(sampler, Kernel):
         plan = make_plan(t, here, n_chains, n_draws, warmup, thin, seed, x0, device, dtype)
         check_kernel(sampler, t, plan)
+        if keep == "observables":
+            plan = of_observables(plan, t, sampler, measure_every, x0)
         if out is None:
             return in_memory(t, sampler, plan, here, x0, progress)
         config = _config(t, sampler, plan, x0)
@@ -100,6 +109,7 @@ def sample(
             parts = [split(plan.n_chains, replace(here, rank=r)) for r in range(here.size)]
             info = static_info(sampler, plan)
             more = {"device": str(plan.device), "block": plan.block(), "info": info}
+            more |= {} if plan.names is None else {"chunk": plan.chunk()}
             store.create(out, config, parts, **more)
             if x0 is not None:
                 store.save_start(out, x0)
@@ -109,6 +119,8 @@ def sample(
         for name, value, none in (("warmup", warmup, 0), ("thin", thin, 1), ("x0", x0, None)):
             if value is not None and value is not none:
                 raise ValueError(f"{name}={value} has no meaning for {type(sampler).__name__}")
+        if keep != "x":
+            raise ValueError(f"keep={keep!r} has no meaning for {type(sampler).__name__}")
         n = positive(n_chains, "n_chains", N_CHAINS) * positive(n_draws, "n_draws", 1)
         if n > WORDS:
             raise ValueError(f"n_chains * n_draws must be at most 2**32 draws, got {n}")
@@ -151,6 +163,9 @@ def resume(
         sizes = {key: config[key] for key in ("n_chains", "n_draws", "warmup", "thin", "seed")}
         plan = make_plan(t, here, **sizes, x0=None, device=device, dtype=getattr(torch, dtype))
         check_kernel(k, t, plan)
+        if (names := config.get("names")) is not None:
+            plan = of_observables(plan, t, k, config["measure_every"], store.load_start(path))
+            store.refuse_if_different(path, names, list(plan.names or ()), "observables")
         return in_folder(path, t, k, plan, here, progress)
 
 
@@ -220,6 +235,9 @@ def _common_config(target: Target, sampler: object, seed: int) -> dict[str, Any]
 
 def _config(target: Target, kernel: Kernel, plan: Plan, x0: Tensor | None) -> dict[str, Any]:
     """What must agree for two runs to be the same."""
+    observed: dict[str, Any] = {}
+    if plan.names is not None:
+        observed = {"names": list(plan.names), "measure_every": plan.every}
     return _common_config(target, kernel, plan.seed) | {
         "n_chains": plan.n_chains,
         "n_draws": plan.n_draws,
@@ -227,6 +245,7 @@ def _config(target: Target, kernel: Kernel, plan: Plan, x0: Tensor | None) -> di
         "thin": plan.thin,
         "dtype": str(plan.dtype).removeprefix("torch."),
         "x0": None if x0 is None else digest(x0),
+        **observed,
     }
 
 

@@ -1,7 +1,8 @@
 """The run folder: what was run, the draws, and where to go on. A kill at any moment loses little.
 
     manifest.json                 what is run, and how far it is: "running", "done" or "failed"
-    draws.zarr/rank0/…            x (chain, draw, *event), log_prob (chain, draw); a group per part
+    draws.zarr/rank0/…            x (chain, draw, *event), or (chain, draw, K) of the observables that
+                                  config.names lists, and log_prob (chain, draw); a group per part
     checkpoint/rank0.safetensors  state of the walkers after the last draws that are safe
     metrics.json                  numbers of the finished run, means over chains
 
@@ -324,12 +325,10 @@ def open_part(
 
 def save_whole(path: str | os.PathLike, samples: Samples, block_bytes: int) -> None:
     """Write draws that were made in one go, and finish the run. Hold the lock of part 0."""
-    path = Path(path)
-    x = samples.x
+    path, x = Path(path), samples.x
     restart(path, [(0, samples.n_chains)])
-    values = {"x": x, "log_prob": samples.log_prob}
-    if samples.log_weight is not None:
-        values["log_weight"] = samples.log_weight
+    given = {"x": x, "log_prob": samples.log_prob, "log_weight": samples.log_weight}
+    values = {name: value for name, value in given.items() if value is not None}
     chunk = max(1, block_bytes // max(1, x[:, :1].numel() * x.element_size()))
     shapes = {name: (tuple(value.shape), value.dtype) for name, value in values.items()}
     writer = open_part(path, 0, 0, shapes, chunk, done=0)
@@ -429,6 +428,7 @@ def read(path: str | os.PathLike, target: Target | None = None) -> Samples:
         log_weight=log_weight,
         info=info,
         target=target,
+        names=manifest["config"].get("names"),
     )
 
 

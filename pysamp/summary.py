@@ -1,31 +1,37 @@
 """One page about a set of draws: statistics, acceptance, modes, cost, and a verdict in plain words.
 
 The statistics are those of `metrics` (rank-normalised R-hat and ESS: Vehtari et al. 2021, arXiv
-1903.08008), the sentences those of `verdict`; this file decides which series are looked at.
+1903.08008), for a field on a lattice also those of `errors` (autocorrelation times, and the errors of
+response functions by jackknife), the sentences those of `verdict`; this file decides which series are
+looked at.
 """
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from pysamp import metrics, verdict
-from pysamp.target import HasLogZ, HasModes, HasObservables, Target
+from pysamp import errors, metrics, verdict
+from pysamp.target import HasLogZ, HasModes, HasObservables, HasRecord, Target
 
 if TYPE_CHECKING:
     from pysamp.samples import Samples
 
-SETTINGS = ("sampler", "backend", "device", "dtype", "seed", "warmup", "thin", "scale")  # of info
+SETTINGS = (  # of info
+    "sampler", "backend", "device", "dtype", "seed", "warmup", "thin", "measure_every", "scale"
+)  # fmt: skip
 COST = ("evaluations", "gradients", "local_moves", "seconds")
 MAX_COORDINATES = 8  # those of larger events are of no interest, and no table holds them
 WIDTH = 100  # columns of the text
 MAX_LINES = 12  # modes printed; the others are in `to_dict`
+TIMED = ("energy", "|magnetisation|")  # whose autocorrelation times are printed and judged
+WITHIN = "energy_within"  # variance inside the window of a draw: no quantity of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +44,13 @@ class Summary:
     facts: dict[str, Any]  # accept, log_z, evaluations, gradients, seconds, backend, seed, …
     notes: list[str]  # what a reader should know though it is no fault of the run
     verdict: list[str] = field(default_factory=list)
+    times: list[dict[str, Any]] = field(default_factory=list)  # τ_int in draws, of lattice fields
+    derived: list[dict[str, Any]] = field(default_factory=list)  # response functions and errors
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: NaN and infinities become None."""
-        out = {key: getattr(self, key) for key in ("title", "rows", "modes", "notes", "verdict")}
+        keys = ("title", "rows", "times", "derived", "modes", "notes", "verdict")
+        out = {key: getattr(self, key) for key in keys}
         return _jsonable({**out, **self.facts, "ok": not self.verdict})
 
     def __str__(self) -> str:
@@ -52,7 +61,15 @@ class Summary:
 def summarise(samples: Samples, target: Target | None = None) -> Summary:
     """All numbers of the page. Cost: one pass over the draws, a few sorts of each scalar series."""
     series, label, n_bad = scalars(samples, target)
-    rows = [_row(name, values, samples.log_weight) for name, values in series.items()]
+    observed = _of_lattice(series, samples, target)
+    times = {name: errors.integrated_time(s) for name, s in observed.items() if name != WITHIN}
+    rows = [
+        _row(name, values, samples.log_weight, times.get(name))
+        for name, values in series.items()
+        if name != WITHIN
+    ]
+    shown = [{"name": name, **vars(times[name])} for name in TIMED if name in times]
+    derived = _derived(observed, target)
     notes = verdict.notes(samples)
     facts = _facts(samples, target, notes)
     facts["nonfinite_draws"] = n_bad
@@ -67,11 +84,35 @@ def summarise(samples: Samples, target: Target | None = None) -> Summary:
     sentences = [
         *verdict.judge_proposals(facts, samples),
         *verdict.judge_chains(rows, modes, facts, samples),
+        *verdict.judge_times(shown, samples),
         *verdict.judge_modes(modes, facts, samples),
         *verdict.judge_weights(facts, samples),
     ]
     title = _title(samples, target)
-    return Summary(title, rows, modes, facts, notes, sentences)
+    return Summary(title, rows, modes, facts, notes, sentences, shown, derived)
+
+
+def _of_lattice(
+    series: dict[str, Tensor], samples: Samples, target: Target | None
+) -> dict[str, Tensor]:
+    """Observables that were kept, or of a target with records: they have autocorrelation times."""
+    if samples.log_weight is not None:
+        return {}
+    names: Iterable[str] = samples.names or ()
+    if isinstance(target, HasRecord):
+        names = target.from_record(torch.zeros(1, 9))
+    return {name: series[name] for name in names if name in series}
+
+
+def _derived(observed: dict[str, Tensor], target: Target | None) -> list[dict[str, Any]]:
+    """Response functions with errors from blocks of chains and time."""
+    if not observed or not isinstance(target, HasRecord):
+        return []
+    means = {name: values.double() for name, values in observed.items()}
+    if "energy" in means:
+        means["energy²"] = means["energy"].square() + means.get(WITHIN, 0.0)
+    value, error = errors.jackknife(target.derived, means)
+    return [{"name": k, "value": float(value[k]), "error": float(error[k])} for k in value]
 
 
 def _has(target: Target | None, protocol: type) -> bool:
@@ -96,8 +137,13 @@ def scalars(
 ) -> tuple[dict[str, Tensor], Tensor | None, int]:
     """Series (chain, draw) by name, mode labels (chain, draw) or None, number of draws not finite.
 
-    Observables of the target, then log_prob, then the coordinates of events of at most 8 numbers.
+    Observables of the target, then log_prob, then the coordinates of events of at most 8 numbers; or
+    the observables that were kept, and log_prob.
     """
+    if samples.names is not None:
+        kept = {name: samples.x[..., k] for k, name in enumerate(samples.names)}
+        bad = int((~torch.isfinite(samples.x)).any(2).sum())
+        return {**kept, "log_prob": samples.log_prob}, None, bad
     observed: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
     n_bad = 0
@@ -133,8 +179,10 @@ def coordinate_names(event_shape: tuple[int, ...]) -> list[str]:
     return [f"x[{i}]" for i in range(size)] if event_shape else ["x"]
 
 
-def _row(name: str, series: Tensor, log_weight: Tensor | None) -> dict[str, Any]:
-    """Statistics of one series (chain, draw)."""
+def _row(
+    name: str, series: Tensor, log_weight: Tensor | None, time: errors.Time | None = None
+) -> dict[str, Any]:
+    """Statistics of one series (chain, draw); with τ_int the error is the larger of the two."""
     series = series.double()
     weight = _weight(series, log_weight)
     mean = (weight * series).sum()
@@ -150,6 +198,8 @@ def _row(name: str, series: Tensor, log_weight: Tensor | None) -> dict[str, Any]
         rhat = float(metrics.rhat(series))
     else:
         bulk = float(series.shape[0])
+    if time is not None and not math.isnan(time.tau):
+        mcse = max(mcse, float(errors.mean(series, time).error))
     quantiles = _quantiles(series.flatten(), weight.flatten(), (0.05, 0.5, 0.95))
     return {
         "name": name,
@@ -270,16 +320,22 @@ def _facts(samples: Samples, target: Target | None, notes: list[str]) -> dict[st
 def _title(samples: Samples, target: Target | None) -> str:
     name = samples.info.get("sampler", "samples")
     on = "" if target is None else f" on {type(target).__name__}"
-    extra = "".join(
-        f", {label} {samples.info[key]}"
-        for key, label in (("warmup", "warm-up"), ("thin", "thin"))
-        if samples.info.get(key)
-    )
+    info = samples.info
+    parts = [("warmup", "warm-up"), ("thin", "thin")]
+    if info.get("measure_every") != info.get("thin"):
+        parts.append(("measure_every", "measured every"))
+    extra = "".join(f", {label} {info[key]}" for key, label in parts if info.get(key))
     return f"{name}{on}: {samples.n_chains} chains × {samples.n_draws} draws{extra}"
 
 
 # ------------------------------------------------------------------------------------- text
 _COLUMNS = (("sd", 9), ("q5", 10), ("q50", 10), ("q95", 10), ("ess_bulk", 8), ("ess_tail", 8))
+_SHORT = {  # names that the first column has no room for
+    "magnetisation": "m",
+    "|magnetisation|": "|m|",
+    "magnetisation²": "m²",
+    "magnetisation⁴": "m⁴",
+}
 _HEADS = {"q5": "5 %", "q50": "50 %", "q95": "95 %", "ess_bulk": "ESS bulk", "ess_tail": "ESS tail"}
 
 
@@ -295,9 +351,16 @@ def _lines(summary: Summary) -> Iterator[str]:
             for key, width in _COLUMNS
         )
         mean = f"{_number(row['mean'])} ± {_number(row['mcse'], 2)}"
-        name = row["name"] if len(row["name"]) <= 11 else row["name"][:10] + "…"
+        name = _SHORT.get(row["name"], row["name"])
+        name = name if len(name) <= 11 else name[:10] + "…"
         yield f"{name:<11}{mean:>21}{cells} {_number(row['rhat'], 4, 5):>6}"
     yield ""
+    for i, time in enumerate(summary.times):
+        tau = f"{_number(time['tau'])} ± {_number(time['error'], 2)} draws"
+        yield f"{'' if i else 'τ_int':<11} {_SHORT.get(time['name'], time['name']):<20}{tau}"
+    for i, row in enumerate(summary.derived):
+        value = f"{_number(row['value'])} ± {_number(row['error'], 2)}"
+        yield f"{'' if i else 'derived':<11} {row['name']:<20}{value}"
     if "accept" in facts:
         spread = facts["accept_spread"]
         keys = (

@@ -108,6 +108,14 @@ def judge_chains(
         yield f"too few effective draws: {size:.0f} ({name}), want {MIN_ESS}"
 
 
+def judge_times(times: list[dict[str, Any]], samples: Samples) -> Iterator[str]:
+    """Autocorrelation times that the run is too short to know, and with them the errors."""
+    poor = [time for time in times if time["warning"]]
+    if poor and samples.n_draws >= MIN_DRAWS:
+        worst = max(poor, key=lambda time: 0.0 if math.isnan(time["tau"]) else time["tau"])
+        yield f"τ_int of {worst['name']} is not resolved, nor are the errors: {worst['warning']}"
+
+
 def judge_modes(
     modes: list[dict[str, Any]], facts: dict[str, Any], samples: Samples
 ) -> Iterator[str]:

@@ -11,7 +11,7 @@ import torch
 
 from pysamp import _native, chains, cli, demo, exact, runfile, selftest, store
 from pysamp.mcmc import HMC, MALA, Metropolis, ParallelTempering
-from pysamp.targets import EightGaussians, GaussianMixture, Phi4, Phi4Chain, TwoModes
+from pysamp.targets import ON, EightGaussians, GaussianMixture, Phi4, Phi4Chain, TwoModes
 
 TINY = """
 target:
@@ -96,6 +96,29 @@ def test_short_forms_functions_and_tensors(tmp_path):
         write(tmp_path, "target: {name: Phi4, shape: [4, 6], kappa: 0.2, lam: 1}\nsampler: MALA\n")
     )
     assert run.target == Phi4(shape=(4, 6), kappa=0.2, lam=1.0)
+
+
+def test_lattice_of_spins_and_what_is_kept_of_it(tmp_path):
+    """ON is a name here: YAML 1.1 would read a truth value."""
+    path = write(
+        tmp_path,
+        """
+        target: {name: ON, shape: [4, 4], n: 2, beta: 0.5, periodic: false}
+        sampler: {name: Metropolis, width: 1}
+        thin: 100
+        keep: observables
+        measure_every: 1e1
+        """,
+    )
+    run = runfile.load(path)
+    assert run.target == ON((4, 4), 2, 0.5, periodic=False)
+    assert run.settings == {"thin": 100, "keep": "observables", "measure_every": 10}
+    soft = runfile.load(path, ["target={name: SoftON, shape: [4], n: 3, r: -1, u: 1}"])
+    assert soft.target == ON.soft((4,), 3, -1.0, 1.0)
+    assert runfile.load(path, ["target=Phi4Chain"]).target == Phi4Chain()
+    text = refusal(path, "measure_every=0")
+    assert "measure_every must be a positive integer that divides thin, got 0" in text
+    assert "did you mean keep?" in refusal(path, "kep=x")
 
 
 def test_overrides(tiny):

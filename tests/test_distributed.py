@@ -31,6 +31,7 @@ from pysamp.samples import Samples
 from pysamp.sampling import resume, sample
 from pysamp.target import Tempered
 from pysamp.targets.mixture import GaussianMixture
+from pysamp.targets.phi4 import Phi4
 
 SIZES = {"n_chains": 6, "n_draws": 30, "warmup": 20, "seed": 1, "progress": False}
 
@@ -87,6 +88,14 @@ def main(root: Path) -> None:
         assert torch.equal(s.info["scale"], torch.linspace(0.05, 0.3, 6))
         s.save(root / f"per_chain{world().size}.{world().rank}")
 
+    def observed() -> None:
+        """Observables instead of x, as means over windows."""
+        target, how = Phi4((3, 4), 0.2, 0.5), {"thin": 4, "keep": "observables", "measure_every": 2}
+        s = sample(target, MALA(), **SIZES, **how)
+        streamed = sample(target, MALA(), **SIZES, **how, out=root / f"observed{world().size}")
+        assert torch.equal(streamed.x, s.x)
+        s.save(root / f"observed{world().size}.{world().rank}")
+
     def rows() -> None:
         here = world()
         for counts in ([2, 0, 3], [0, 0, 1]):
@@ -119,6 +128,7 @@ def main(root: Path) -> None:
     codes = {f"run{size}": on_ranks(size, run(size)) for size in (1, 2, 4)}
     codes["ladder"] = on_ranks(1, run(1, True)) + on_ranks(4, run(4, True))
     codes["per_chain"] = on_ranks(1, per_chain) + on_ranks(4, per_chain)
+    codes["observed"] = on_ranks(1, observed) + on_ranks(4, observed)
     codes["rows"] = on_ranks(3, rows)
     codes["killed"] = on_ranks(2, killed)
     codes["go_on"] = on_ranks(1, go_on)
@@ -174,6 +184,18 @@ def test_values_for_each_chain_are_shared_out_with_the_chains(root):
     assert one.x[0].std() > 1.5 * one.x[5].std() > 0.1  # β = 0.1 and 1
     assert torch.equal(Samples.load(root / "per_chain4.3").x, one.x)
     assert torch.equal(resume(root / "per_chain4").x, one.x)
+
+
+def test_observables_do_not_depend_on_the_number_of_processes(root):
+    assert set(code_of(root, "observed")) == {0}, (root / "stderr").read_text()
+    one = Samples.load(root / "observed1.0")
+    assert one.names is not None and one.x.shape == (6, 30, len(one.names))
+    assert float(one.observable("energy_within").mean()) > 1e-6
+    for rank in range(4):
+        other = Samples.load(root / f"observed4.{rank}")
+        assert other.names == one.names
+        assert torch.equal(other.x, one.x) and torch.equal(other.log_prob, one.log_prob)
+    assert torch.equal(resume(root / "observed4").x, one.x)
 
 
 def test_rows_are_gathered_in_global_order_with_unequal_and_empty_shares(root):
