@@ -323,28 +323,37 @@ template <template <class> class E, class S> struct Sites {
 
 // Entry points; ops.h and chains.cpp instantiate them for the energies of this package, a user's module
 // for its own.
-template <class S, bool wide = false, class D> void run(const D& driver) {
+template <template <class> class E>
+inline constexpr Groups kGroups = kSmallEvents<E> ? Groups::few : Groups::warp;
+
+template <class S, Groups groups, class D> void run(const D& driver) {
   const Chains<S>& c = driver.c;
   const int64_t steps = c.n_steps * (c.n_leapfrog > 1 ? c.n_leapfrog : 1);
-  run_chains<S, wide>(c.device, c.n_rows, c.first_chain, c.n, steps, D::reals(c), driver);
+  run_chains<S, groups>(c.device, c.n_rows, c.first_chain, c.n, steps, D::reals(c), driver);
 }
 
 template <template <class> class E, class S> void evaluate(const Energy<S>& e, const Chains<S>& c) {
-  run<S>(Evaluate<E, S>{e, c});
+  run<S, kGroups<E>>(Evaluate<E, S>{e, c});
 }
 
 template <template <class> class E, class S> struct Entry {
   using Call = void(const Energy<S>&, const Chains<S>&);
   static void evaluate(const Energy<S>& e, const Chains<S>& c) { PYSAMP_NS::evaluate<E, S>(e, c); }
-  static void mala(const Energy<S>& e, const Chains<S>& c) { run<S>(Langevin<E, S, true>{e, c}); }
-  static void ula(const Energy<S>& e, const Chains<S>& c) { run<S>(Langevin<E, S, false>{e, c}); }
-  static void hmc(const Energy<S>& e, const Chains<S>& c) { run<S>(Hmc<E, S>{e, c}); }
-  static void metropolis(const Energy<S>& e, const Chains<S>& c) { run<S>(Metropolis<E, S>{e, c}); }
+  static void mala(const Energy<S>& e, const Chains<S>& c) {
+    run<S, kGroups<E>>(Langevin<E, S, true>{e, c});
+  }
+  static void ula(const Energy<S>& e, const Chains<S>& c) {
+    run<S, kGroups<E>>(Langevin<E, S, false>{e, c});
+  }
+  static void hmc(const Energy<S>& e, const Chains<S>& c) { run<S, kGroups<E>>(Hmc<E, S>{e, c}); }
+  static void metropolis(const Energy<S>& e, const Chains<S>& c) {
+    run<S, kGroups<E>>(Metropolis<E, S>{e, c});
+  }
 };
 
 template <template <class> class E, class S> struct SiteEntry {
   static void sites(const Energy<S>& e, const Chains<S>& c, const Colours& colours) {
-    run<S, true>(Sites<E, S>{e, c, colours});
+    run<S, Groups::wide>(Sites<E, S>{e, c, colours});
   }
 };
 

@@ -25,6 +25,9 @@ template <class S> struct Energy {
   int n_layout = 0;
 };
 
+// Whether events may be so small that a warp is too many threads for a chain; a specialisation says no.
+template <template <class> class E> inline constexpr bool kSmallEvents = true;
+
 // log p̃(x) = β log p(x) − ½ λ |x − c|²: a rung of a tempering ladder, and the posterior of a Gaussian
 // observation c with precision λ, one of each per chain.
 template <class E, class R> struct Posterior {

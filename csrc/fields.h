@@ -48,8 +48,8 @@ template <class Moves, class S> void run_sweeps(const SweepCall<S>& call) {
 #else
   if (sites_in_lanes(call, bytes * kLanes<S>)) return run_rows(all);
 #endif
-  run_chains<S, true>(c.device, c.n_rows, c.first_chain, c.n, c.n_steps * call.program.n,
-                      Sweeps<Moves, S>::reals(c), all);
+  run_chains<S, Groups::wide>(c.device, c.n_rows, c.first_chain, c.n, c.n_steps * call.program.n,
+                              Sweeps<Moves, S>::reals(c), all);
 }
 
 // ops.h lists these; sweeps_phi4.cpp and sweeps_spins.cpp define them.

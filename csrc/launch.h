@@ -22,6 +22,8 @@ inline void check(bool condition, const std::string& text) {
 // Work below which a parallel region costs more than it gives, in element steps (about 20 µs).
 inline constexpr int64_t kGrain = 20000;
 
+enum class Groups { few, warp, wide };  // see run_chains
+
 #ifdef __CUDACC__
 
 inline void cuda_check(cudaError_t code, const char* what, const char* file, int line) {
@@ -122,19 +124,22 @@ void launch_chains(const Device& device, int64_t n_rows, uint32_t first_chain, i
 }
 
 // driver(group, scratch) for every chain; `scratch` holds `reals` numbers a chain, uninitialised.
-// Events of n elements; `wide` asks for block-sized groups (drivers that take no sums).
-template <class S, bool wide, class Driver>
+// Events of n elements. What groups a device is compiled for: `wide` for single-site moves, a warp or a
+// block to a chain; `few` for events that may be small, from two threads to a chain on; else a warp.
+template <class S, Groups groups, class Driver>
 void run_chains(const Device& device, int64_t n_rows, int64_t first_chain, int64_t n, int64_t steps,
                 int64_t reals, Driver driver) {
   (void)steps;
   if (n_rows == 0) return;
   DeviceGuard guard(device);
   const uint32_t first = uint32_t(first_chain);
-  if constexpr (wide) {
+  if constexpr (groups == Groups::wide) {
     if (n > 512)
       launch_chains<S, 256>(device, n_rows, first, reals, driver);
     else
       launch_chains<S, 32>(device, n_rows, first, reals, driver);
+  } else if constexpr (groups == Groups::warp) {
+    launch_chains<S, 32>(device, n_rows, first, reals, driver);
   } else {
     if (n <= 2)
       launch_chains<S, 2>(device, n_rows, first, reals, driver);
@@ -153,7 +158,7 @@ template <class F> void for_each(const Device&, int64_t n, F f, int64_t work_per
   for (int64_t i = 0; i < n; ++i) f(i);
 }
 
-template <class S, bool wide, class Driver>
+template <class S, Groups groups, class Driver>
 void run_chains(const Device&, int64_t n_rows, int64_t first_chain, int64_t n, int64_t steps,
                 int64_t reals, Driver driver) {
   using Real = Lanes<S>;

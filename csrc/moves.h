@@ -158,7 +158,12 @@ template <class S, int N> struct QuarticHeatBath {
     const R s = sqrt_rn(A * A + B * S(4));
     const R t = select(A < S(0), (B * S(4)) / (s - A), A + s);
     const R variance = S(1) / t, strength = select(b < S(0), -b, b);
-    R v = strength / t;
+    // Newton's steps fall to the mode, where 4Bv³ + 2Av = |b|, from any point above it: the sum of the mode
+    // at b = 0 and of that at A = 0, or the lesser of those at A = 0 and at B = 0.
+    const R root = exp_portable(log_portable(strength / (B * S(4))) * S(1.0 / 3));
+    const R straight = strength / (A * S(2)), lesser = select(straight < root, straight, root);
+    const R well = sqrt_rn(select(A < S(0), -A / (B * S(2)), R{}));
+    R v = select(A > S(0), lesser, well + root);
     UNROLL
     for (int newton = 0; newton < 2; ++newton) {
       const R v2 = v * v, slope = v2 * (B * S(12)) + A * S(2);
@@ -217,7 +222,10 @@ template <class S, int N> struct SpinMetropolis {
   HD Outcome<R> operator()(T& site, const SiteNumbers<R>& z, const Row<R>& row, int) const {
     if constexpr (N == 1) {
       const R u = site.get(0), v = -u;
-      const Decision<R> d(field_on(e, site, row, 0) * (v - u), z.a);
+      const R r = field_on(e, site, row, 0) * (v - u);
+      Decision<R> d(r, z.a);
+      // A flip that is always taken would let some states flip for ever among themselves.
+      d.move = (z.a < select(r < S(0), r, R{}) - S(0.0625)) & d.finite;
       site.set(0, select(d.move, v, u));
       return d.outcome();
     } else {

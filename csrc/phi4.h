@@ -74,5 +74,7 @@ template <class S, int N> struct Quartic {
 
 template <class S> using Phi4 = Quartic<S, 1>;
 template <class S> using Soft = Quartic<S, 0>;
+template <> inline constexpr bool kSmallEvents<Phi4> = false;
+template <> inline constexpr bool kSmallEvents<Soft> = false;
 
 }  // namespace PYSAMP_NS

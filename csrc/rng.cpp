@@ -161,8 +161,8 @@ template <class S, Numbers kind> void fill(View<S, 2> out, const Address& a) {
            FillBlock<S, kind>{at, out.data, n, a.first, first_block, blocks});
 #else
   if (blocks < kLanes<S>) {
-    run_chains<S, false>(out.device, rows, a.first_chain, n, 1, 4,
-                         FillRows<S, kind>{at, out.data, n, a.first});
+    run_chains<S, Groups::few>(out.device, rows, a.first_chain, n, 1, 4,
+                               FillRows<S, kind>{at, out.data, n, a.first});
     return;
   }
   const int64_t piece = 4096, pieces = (n + piece - 1) / piece;

@@ -53,5 +53,6 @@ template <class S, int N> struct UnitSpins {
 };
 
 template <class S> using Spins = UnitSpins<S, 0>;
+template <> inline constexpr bool kSmallEvents<Spins> = false;
 
 }  // namespace PYSAMP_NS

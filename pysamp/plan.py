@@ -14,6 +14,7 @@ from torch import Tensor
 from pysamp.distributed import World
 from pysamp.mcmc.base import Kernel, Tunable
 from pysamp.mcmc.langevin import ULA
+from pysamp.mcmc.metropolis import needs_scale
 from pysamp.mcmc.tempering import ParallelTempering
 from pysamp.target import Target, Tempered, Tilted
 
@@ -185,7 +186,7 @@ def check_kernel(kernel: Kernel, target: Target, plan: Plan) -> None:
             f"{plan.warmup} + {plan.n_draws} * {plan.thin}"
         )
     scale = _scale(kernel)
-    if isinstance(kernel, Tunable) and scale is None and plan.warmup == 0:
+    if needs_scale(kernel, target) and plan.warmup == 0:
         raise ValueError(
             f"{name} has no step size or width and warmup=0 leaves no steps to adapt it: give one "
             "of the two"

@@ -239,6 +239,20 @@ def test_ising_moves_reach_the_exact_distribution_from_a_cold_start(name, backen
     assert_histogram(x, (3, 3), 0.3)
 
 
+def test_flips_reach_the_exact_distribution_from_every_start():
+    """Were flips at no cost in energy always taken, 8 of the 512 starts would flip for ever."""
+    target = ON((3, 3), 1, 0.3)
+    states = ising_states((3, 3)).repeat_interleave(60, 0).float()
+    trapped = after(Metropolis(), target, states, 400)[0]
+    assert_histogram(trapped, (3, 3), 0.3)
+    ring = ON((4,), 1, 0.45)  # and 4 of 16
+    x, _ = after(Metropolis(), ring, ising_states((4,)).repeat_interleave(500, 0), 200)
+    every = ising_states((4,))
+    p = torch.softmax(ring.log_prob(every), 0)
+    energy = ring.log_prob(x)
+    within_five_sigma(energy, (p * ring.log_prob(every)).sum())
+
+
 def test_a_ladder_of_temperatures_in_one_batch():
     """One β for each chain, through Tempered."""
     beta = torch.tensor([0.2, 0.45]).repeat_interleave(10_000)
@@ -421,6 +435,19 @@ def test_fields_are_tempered_and_tilted(kernel):
         within_five_sigma(mine[:, :, None] * mine[:, None, :], torch.einsum(
             "p,pi,pj->ij", p, points, points
         ))  # fmt: skip
+
+
+@pytest.mark.parametrize(("r", "u"), [(-4.0, 4.0), (-12.0, 14.0)])
+def test_two_peaks_of_a_conditional_density(r, u):
+    """v⁴ far from Gaussian, and starts far from where the density is: no chain stands still."""
+    target = ON.soft((2,), 1, r, u)
+    points = torch.stack(grid(line(3.5, 141), line(3.5, 141)), 1)[..., None]
+    p = torch.softmax(target.log_prob(points), 0)
+    x, info = after(HeatBath(), target, 2 * fields(target, 8_000), 60)
+    within_five_sigma(observed(target, x), p @ observed(target, points))
+    inside = (points.abs() < 0.5).double()[..., 0]
+    within_five_sigma((x.abs() < 0.5).double()[..., 0], p @ inside)
+    assert float(info.accept.min()) > 0.1
 
 
 # ---------------------------------------------------------------------------- over-relaxation

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pysamp.mcmc.base import Info, Kernel, State, Tunable, replace
+from pysamp.mcmc.metropolis import Bounded, needs_scale
 from pysamp.target import Target
 
 SEARCH_FACTOR = 4.0  # between the trial scales of the search; dual averaging does the rest
@@ -119,7 +120,7 @@ def warm_up(
     """
     if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 0:
         raise ValueError(f"n_steps must be an integer of at least 0, got {n_steps}")
-    tune = isinstance(kernel, Tunable) and kernel.scale() is None
+    tune = needs_scale(kernel, target)
     if tune and n_steps == 0:
         raise ValueError(
             f"step_size or width of {type(kernel).__name__} is None and n_steps = 0 leaves no "
@@ -240,6 +241,8 @@ def _adapt(kernel: Kernel, run: _Run, n: int, respace: bool) -> tuple[Kernel, Te
     delta = tunable.target_accept(run.target)
     initial = tunable.initial_scale(run.target)
     low, high = initial * LOWEST, initial * HIGHEST
+    if isinstance(kernel, Bounded):
+        high = min(high, kernel.largest_scale(run.target))
     ids = tunable.groups(run.state)
     start = torch.tensor(initial, dtype=torch.float64)
     if ids is not None:
@@ -250,7 +253,7 @@ def _adapt(kernel: Kernel, run: _Run, n: int, respace: bool) -> tuple[Kernel, Te
         averaging = DualAveraging.start(scale, delta)
         while run.done < end:
             averaging = averaging.update(_try(kernel, run, averaging.scale)).clamp(low, high)
-        scale = averaging.averaged
+        scale = averaging.averaged.clamp(low, high)
         if respace and end < n:
             _respace(kernel, run)
     return _set(kernel, run, scale), scale

@@ -112,7 +112,11 @@ def _flip(s: Sweep) -> tuple[Tensor, Tensor]:
     for sites, ranks in s.by_colour():
         old = s.phi[:, sites, 0]
         new = -old
-        move, n_moved, n_bad = _decide(s.field(sites)[..., 0] * (new - old), log_u[:, ranks])
+        log_ratio = s.field(sites)[..., 0] * (new - old)
+        # A flip that is always taken would let some states flip for ever among themselves.
+        damped = torch.where(log_ratio < 0, log_ratio, 0.0) - 0.0625
+        damped = torch.where(log_ratio < torch.inf, damped, log_ratio)
+        move, n_moved, n_bad = _decide(damped, log_u[:, ranks])
         s.phi[:, sites, 0] = torch.where(move, new, old)
         moved, bad = moved + n_moved, bad + n_bad
     return moved, bad
@@ -229,8 +233,15 @@ def _heat_bath(s: Sweep) -> tuple[Tensor, Tensor]:
             t = torch.where(a < 0, (b * 4.0) / (root - a), a + root)
             variance = 1.0 / t
             strength = torch.where(linear < 0, -linear, linear)
-            mode = strength / t
-            for _ in range(2):  # Newton's steps towards the mode, 4Bv³ + 2Av = |b|
+            # Newton's steps fall to the mode, where 4Bv³ + 2Av = |b|, from any point above it: the sum of
+            # the mode at b = 0 and of that at A = 0, or the lesser of those at A = 0 and at B = 0.
+            cubed = strength / (b * 4.0)
+            cube_root = reference.exp_portable(reference.log_portable(cubed) * (1 / 3))
+            straight = strength / (a * 2.0)
+            lesser = torch.where(straight < cube_root, straight, cube_root)
+            well = reference.sqrt_rn(torch.where(a < 0, -a / (b * 2.0), 0.0))
+            mode = torch.where(a > 0, lesser, well + cube_root)
+            for _ in range(2):
                 square = mode * mode
                 slope = square * (b * 12.0) + a * 2.0
                 nearer = ((mode * square) * (b * 8.0) + strength) / slope
