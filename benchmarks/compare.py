@@ -51,7 +51,8 @@ def compare(
     tolerance: float = TOLERANCE,
 ) -> tuple[str, list[str]]:
     """The table, and the names of native rows that became slower."""
-    lines = [f"{'case':<22}{'variant':<18}{'old':>12}{'new':>12}{'new/old':>9}   spread"]
+    width = max((len(key[0]) + 1 for key in new), default=22)
+    lines = [f"{'case':<{width}}{'variant':<18}{'old':>12}{'new':>12}{'new/old':>9}   spread"]
     slower = []
     for key in (k for k in new if k in old):
         a, b = _per_unit(old[key]), _per_unit(new[key])
@@ -64,7 +65,7 @@ def compare(
         if verdict == "slower" and key[1].startswith("native"):
             slower.append(f"{key[0]}, {key[1]}")
         times = f"{_seconds(a[1]):>12}{_seconds(b[1]):>12}{ratio:>9.3f}"
-        line = f"{key[0]:<22}{key[1]:<18}{times}   {low:.3f} to {high:.3f}  {verdict}"
+        line = f"{key[0]:<{width}}{key[1]:<18}{times}   {low:.3f} to {high:.3f}  {verdict}"
         lines.append(line.rstrip())
     for name, here, there in (("old", old, new), ("new", new, old)):
         alone = _alone(here, there)

@@ -2,7 +2,8 @@
 
 Each ratio is that of the native rate to the fastest of the variants named. "must" gates a release,
 "stretch" is what prototypes or the literature show possible. Limits count instructions: of compiled
-inner loops on a core that issues 6.9 AVX-512 instructions/ns, of SASS on an H200 at 1.98 GHz.
+inner loops on a core that issues 6.9 AVX-512 instructions/ns, of SASS on an H200 at 1.98 GHz; those of
+lattice moves are limits.py.
 """
 
 from __future__ import annotations
@@ -61,6 +62,19 @@ CPU: dict[str, tuple[Goal, ...]] = {
     ),
 }
 
+# The moves of lattices: C3 and C4 as they were set for φ⁴, C5 for O(3) against torch with a mask. Split
+# checkerboards do half the work of masked ones, so that against them C4 and C5 ask for half the ratio.
+_IN_2D = (Goal("C3", 8, 11, against=JAX, avx2=5), Goal("C3", 10, against=EAGER))
+_IN_3D = (Goal("C4", 10, 12.5, against=EAGER),)
+_O3 = (Goal("C5", 12, 17, against=EAGER),)
+_MOVES = ("phi4_metropolis", "phi4_heat_bath", "ising_metropolis", "ising_heat_bath",
+          "xy_metropolis", "xy_heat_bath")  # fmt: skip
+CPU |= {f"lattice/{move}/64x64/64": _IN_2D for move in _MOVES}
+CPU |= {f"lattice/{move}/32x32x32/64": _IN_3D for move in _MOVES}
+for _move in ("heisenberg_metropolis", "heisenberg_over_relaxation"):
+    CPU[f"lattice/{_move}/32x32x32/64"] = _O3
+    CPU[f"goal/{_move}/16x16x16/32"] = (Goal("C5", 24, 35, against=("torch masked",)),)
+
 CUDA: dict[str, tuple[Goal, ...]] = {
     "phi4_2d_64": (
         Goal("G1", 250, 380, "units/ns"),
@@ -68,6 +82,10 @@ CUDA: dict[str, tuple[Goal, ...]] = {
         Goal("G1", 2, against=("torch.compile", "jax")),
     ),
     "phi4_2d_16": (Goal("G2", 150, 300, "units/ns"), Goal("G2", 100, against=EAGER)),
+    "goal/heisenberg_metropolis/16x16x16/2048": (
+        Goal("G4", 110, 180, "units/ns"),
+        Goal("G4", 10, against=("torch eager", "torch masked")),
+    ),
     "mala_chain": (Goal("G5", 200, 310, "units/ns"), Goal("G5", 15, against=EAGER)),
     "mala_chain_4096": (Goal("G5", 150, None, "units/ns"), Goal("G5", 50, against=EAGER)),
     "ula_chain": (Goal("G6", 350, 540, "units/ns"), Goal("G6", 15, against=EAGER)),

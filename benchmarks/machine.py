@@ -15,7 +15,7 @@ import numpy
 import torch
 
 from benchmarks import peers
-from benchmarks.cases import On
+from benchmarks.bench import On
 from pysamp import __version__, _native
 from pysamp.quickbench import cpu_model
 
@@ -77,6 +77,18 @@ def cpu() -> dict[str, Any]:
 
     numbers = {n: int(field(key) or 0) for n, key in (("family", "cpu family"), ("model", "model"))}
     return {"name": cpu_model(), "vendor": field("vendor_id"), **numbers}
+
+
+# Vector instructions of 512 bits a nanosecond, two a cycle: docs/decisions/0005 for the second.
+ISSUED = {("GenuineIntel", 6, 167): 6.9, ("AuthenticAMD", 25, 17): 7.24}
+
+
+def issued(on: On) -> float | None:
+    """What limits.py counts in, on the cores that were measured and with 512-bit kernels; else None."""
+    if on.cuda or on.threads != 1 or _native.info()["cpu_isa"] != "x86-64-v4":
+        return None
+    found = cpu()
+    return ISSUED.get((found["vendor"], found["family"], found["model"]))
 
 
 def is_modelled(on: On) -> bool:

@@ -43,7 +43,7 @@ def _jax_log_prob(target: Phi4 | Phi4Chain | GaussianMixture) -> Callable[[Any],
     import jax.numpy as jnp
 
     if isinstance(target, Phi4Chain):
-        stiffness, _, _, quartic = target.native.params
+        stiffness, _, _, quartic, _ = target.native.params
 
         def of_chain(x: Any) -> Any:
             bonds = jnp.diff(jnp.pad(x, 1))

@@ -1,7 +1,8 @@
 """Draw a result file: python -m benchmarks.plot RESULTS.jsonl [--out FIGURE].
 
 One group of bars per case: how many times faster the native kernel is than each other variant, with
-the quartiles of both as error bars, and a mark at what a goal asks for.
+the quartiles of both as error bars, and a mark at what a goal asks for. Cells of lattices have figures
+of their own (plot_lattice.py), next to it: FIGURE-scaling.png, FIGURE-lattice.png, FIGURE-layouts.png.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from benchmarks.plot_lattice import FIGURES, cells_of
 
 # Okabe and Ito's colours, for readers with any colour vision.
 COLOURS = {
@@ -27,16 +30,24 @@ def main(args: list[str] | None = None) -> int:
     options = parser.parse_args(args)
     lines = options.results.read_text(encoding="utf-8").splitlines()
     out = options.out or options.results.with_suffix(".png")
-    draw([json.loads(line) for line in lines if line], out)
-    print(f"figure: {out}")
+    rows = [json.loads(line) for line in lines if line]
+    kinds = [kind for kind in FIGURES if cells_of(rows, kind)]
+    if bars(rows) or not kinds:
+        draw(rows, out)
+        print(f"figure: {out}")
+    for kind in kinds:
+        path = out.with_stem(f"{out.stem}-{kind}")
+        FIGURES[kind](rows, _title(rows[0]), COLOURS, path)
+        print(f"figure: {path}")
     return 0
 
 
 def bars(rows: list[dict[str, Any]]) -> dict[str, list[tuple[str, float, float, float]]]:
-    """Per case: (variant, ratio of rates, lower, upper); "torch" and first calls are left out."""
+    """Per case: (variant, ratio of rates, lower, upper); "torch", first calls and cells are left out."""
     cases: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
-        cases.setdefault(row["case"], {})[row["variant"]] = row
+        if "/" not in row["case"]:
+            cases.setdefault(row["case"], {})[row["variant"]] = row
     out = {}
     for case, variants in cases.items():
         ours = variants.get("native")

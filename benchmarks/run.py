@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the number of threads must be set before these are imported
-    from benchmarks.cases import Bench, On
+    from benchmarks.bench import Bench, On
     from pysamp.timing import Timing, Variant
 
 
@@ -29,7 +29,8 @@ def main(args: list[str] | None = None) -> int:
     _confine(options.threads if options.device == "cpu" else None)
     import torch
 
-    from benchmarks.cases import CASES, NotHereError, On
+    from benchmarks.bench import NotHereError, On
+    from benchmarks.cases import CASES
     from benchmarks.machine import about
     from pysamp.timing import DisagreementError
 
@@ -44,11 +45,13 @@ def main(args: list[str] | None = None) -> int:
     ceilings = Ceilings(on)
     file = open(options.out, "w", encoding="utf-8") if options.out else None  # noqa: SIM115
     rows, failed = [], []
+    agreed: dict[str, dict[str, float]] = {}
     for name in names:
         _tell(f"{name}: preparing")
         try:
             bench = CASES[name](on)
-            new = measure(bench, on, options.repeats, 0.02 if options.quick else 0.05, ceilings)
+            seconds = 0.02 if options.quick else 0.05
+            new = measure(bench, on, options.repeats, seconds, ceilings, agreed)
         except NotHereError as reason:
             _tell(f"{name}: skipped, {reason}")
             continue
@@ -116,15 +119,19 @@ def _now() -> str:
 
 # ---------------------------------------------------------------------------- measuring
 def measure(
-    bench: Bench, on: On, repeats: int, seconds: float, ceilings: Ceilings
-) -> list[dict[str, Any]]:
-    """Check, time, and write a row per variant. Raises DisagreementError."""
+    bench: Bench, on: On, repeats: int, seconds: float, ceilings: Ceilings,
+    agreed: dict[str, dict[str, float]] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Check, time, and write a row per variant. Raises DisagreementError.
+
+    `agreed` keeps what was found of the smaller cases that are compared in place of large ones.
+    """
     import torch
 
     from benchmarks import goals
     from pysamp import _native
     from pysamp.quickbench import SEED
-    from pysamp.timing import check, interleave
+    from pysamp.timing import interleave
 
     case = bench.case
     devices = [on.device] if on.cuda else []
@@ -134,15 +141,32 @@ def measure(
             timings = _fresh_processes(case.variants, 1 if on.quick else 3)
             first = {name: timing.wall[0] for name, timing in timings.items()}
         else:
-            first = check(case)
+            first = _agree(bench, {} if agreed is None else agreed)
             _tell(f"{case.name}: {len(case.variants)} variants agree, timing")
             runs = {v.name: functools.partial(v.run, v.steps) for v in case.variants}
+            repeats = min(repeats, bench.repeats or repeats)
             timings = interleave(runs, repeats=repeats, seconds=seconds, device=on.device)
     rows = [_row(bench, v, timings[v.name], on, ceilings) for v in case.variants]
     for row in rows:
-        row["first"] = first[row["variant"]]  # wall seconds of the first run, compilation included
+        row["first"] = first.get(
+            row["variant"]
+        )  # wall seconds of the first run, compilation included
     goals.judge(rows, isa=str(_native.info()["cpu_isa"]))
     return rows
+
+
+def _agree(bench: Bench, agreed: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Wall seconds of the first run of each variant, once they were found to agree."""
+    from pysamp.timing import check
+
+    if not bench.agreements:
+        return check(bench.case)
+    first: dict[str, float] = {}
+    for case in bench.agreements:
+        if case.name not in agreed:
+            agreed[case.name] = check(case)
+        first |= agreed[case.name]
+    return first
 
 
 def _fresh_processes(variants: tuple[Variant, ...], repeats: int) -> dict[str, Timing]:
@@ -157,9 +181,11 @@ def _fresh_processes(variants: tuple[Variant, ...], repeats: int) -> dict[str, T
 
 
 def _row(bench: Bench, v: Variant, timing: Timing, on: On, ceilings: Ceilings) -> dict[str, Any]:
+    from benchmarks.bench import units_per_step
+
     case = bench.case
     q1, median, q3 = timing.quartiles()
-    work = case.work * v.steps
+    work = units_per_step(case, v) * v.steps
     moved = bench.call_bytes + bench.step_bytes * v.steps
     least = ceilings.least_seconds(bench, v, work, moved)
     ceiling = max(least, key=lambda name: least[name]) if least else None
@@ -186,6 +212,7 @@ def _row(bench: Bench, v: Variant, timing: Timing, on: On, ceilings: Ceilings) -
         "ceiling": ceiling,
         "fraction": least[ceiling] / median if ceiling else None,
         "quick": on.quick,
+        "left_out": dict(bench.left_out),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "goals": [],
     }
@@ -218,6 +245,9 @@ class Ceilings:
         limit = limits.get(bench.case.name)
         if limit and v.dtype == "float32" and self.on.threads == 1 and machine.is_modelled(self.on):
             least["instructions"] = work / limit / 1e9
+        issued = machine.issued(self.on)
+        if bench.instructions and issued and v.dtype == "float32":
+            least["instructions"] = work * bench.instructions / 16 / issued / 1e9
         return least
 
     def _copy(self) -> float:
@@ -259,7 +289,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     cases: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
         cases.setdefault(row["case"], {})[row["variant"]] = row
-    lines = [f"{'case':<21}{'native':>8} unit/s{'of ceiling':>12}   times the rate of"]
+    width = max(21, *(len(name) + 1 for name in cases))
+    lines = [f"{'case':<{width}}{'native':>8} unit/s{'of ceiling':>12}   times the rate of"]
     for name, variants in cases.items():
         ours = [row for variant, row in variants.items() if variant.startswith("native")]
         if not ours:
@@ -272,18 +303,18 @@ def table(rows: list[dict[str, Any]]) -> str:
             if row is not own
         )
         rate = f"{si(own['rate'] * 1e9):>8}{fraction:>19}"
-        lines.append(f"{name:<21}{rate}   {', '.join(ratios)}")
+        lines.append(f"{name:<{width}}{rate}   {', '.join(ratios)}")
     asked = [(row, goal) for row in rows for goal in row["goals"]]
     if asked:
         lines += [
             "",
-            f"{'goal':<6}{'case':<22}{'reached':>10}{'must':>10}{'stretch':>10}   against",
+            f"{'goal':<6}{'case':<{width}}{'reached':>10}{'must':>10}{'stretch':>10}   against",
         ]
     for row, goal in asked:
         number = _shown(goal["kind"])
         verdict = {True: "met", False: "MISSED", None: "not measured"}[goal["met"]]
         cells = [number(goal[key]) for key in ("reached", "must", "stretch")]
-        line = f"{goal['id']:<6}{row['case']:<22}" + "".join(f"{cell:>10}" for cell in cells)
+        line = f"{goal['id']:<6}{row['case']:<{width}}" + "".join(f"{cell:>10}" for cell in cells)
         lines.append(f"{line}   {goal['against']}: {verdict}")
     return "\n".join(lines)
 

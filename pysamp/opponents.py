@@ -30,7 +30,7 @@ def chain_laplace(x: Tensor) -> Tensor:
 
 def chain_energy(target: Phi4Chain) -> Energy:
     """The φ⁴ chain without tilt (h = 0), by hand."""
-    stiffness, _, _, quartic = target.native.params
+    stiffness, _, _, quartic, _ = target.native.params
 
     def energy(x: Tensor) -> tuple[Tensor, Tensor]:
         laplace, w = chain_laplace(x), x * x - 1
@@ -42,7 +42,7 @@ def chain_energy(target: Phi4Chain) -> Energy:
 
 
 def chain_score(target: Phi4Chain) -> Callable[[Tensor], Tensor]:
-    stiffness, _, _, quartic = target.native.params
+    stiffness, _, _, quartic, _ = target.native.params
 
     def score(x: Tensor) -> Tensor:
         return chain_laplace(x).mul_(-stiffness).addcmul_(x * x - 1, x, value=-4 * quartic)
@@ -99,7 +99,7 @@ def by_autograd(log_prob: Callable[[Tensor], Tensor]) -> Energy:
 
 
 def chain_log_prob(target: Phi4Chain) -> Callable[[Tensor], Tensor]:
-    stiffness, _, _, quartic = target.native.params
+    stiffness, _, _, quartic, _ = target.native.params
 
     def log_prob(x: Tensor) -> Tensor:
         bonds = torch.nn.functional.pad(x, (1, 1)).diff(dim=1)  # (n, d + 1)
@@ -193,12 +193,23 @@ def random_walk(
     return run
 
 
+def choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` where the mask is 1, `old` where it is 0: on a CPU lerp is several times faster than where."""
+    return torch.lerp(old, new, mask)
+
+
+def accept(log_ratio: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Metropolis' decision: `new` with probability exp(log_ratio)."""
+    log_u = torch.rand_like(log_ratio).log_()
+    return choose(torch.lt(log_u, log_ratio, out=log_u), new, old)
+
+
 def neighbour_sum(other: Tensor, right: Tensor, first_axis: int = 1) -> Tensor:
     """Sums over the neighbours of the sites of one colour, given the other; `right` as in half_sweep.
 
     The axes of the lattice are those from `first_axis` on, the last of them with half the sites.
     """
-    around = torch.where(right, other.roll(-1, -1), other.roll(1, -1)).add_(other)
+    around = choose(right.to(other.dtype), other.roll(-1, -1), other.roll(1, -1)).add_(other)
     for axis in range(first_axis, other.ndim - 1):
         around.add_(other.roll(1, axis)).add_(other.roll(-1, axis))
     return around
@@ -222,7 +233,7 @@ def half_sweep(
     # S(new) − S(old) = (new − φ) [ (new + φ) (1 + λ (new² + φ² − 2)) − 2κ Σ φ_y ]
     squares = torch.addcmul(new * new, phi, phi)
     difference = squares.sub_(2).mul_(lam).add_(1).mul_(phi + new).sub_(around).mul_(step)
-    return torch.where(torch.rand_like(phi).log_() < difference.neg_(), new, phi)
+    return accept(difference.neg_(), new, phi)
 
 
 def plain_half_sweep(
