@@ -125,6 +125,28 @@ template <class S, int G> struct ThreadGroup {
 
 #else  // CPU
 
+// The last steps of sum32: a butterfly over m ≤ 32 accumulators, and a sum over chunks.
+template <class R> HD R butterfly(R* part, int m) {
+  if (m == 0) return R{};
+  int half = 16;
+  while (half >= m && half > 1) half /= 2;
+  for (; half > 0; half /= 2) {
+    for (int l = 0; l + half < m; ++l) part[l] = part[l] + part[l + half];
+    m = m < half ? m : half;
+  }
+  return part[0];
+}
+template <class R, class G, class F> HD R sum_chunks(const G& g, int64_t n, F f) {
+  if (n <= kChunk) return g.sum_chunk(0, n, f);
+  R part[32];
+  int64_t k = 0;
+  for (int64_t begin = 0; begin < n; begin += kChunk, ++k) {
+    const R chunk = g.sum_chunk(begin, begin + kChunk < n ? begin + kChunk : n, f);
+    part[k % 32] = k < 32 ? chunk : part[k % 32] + chunk;
+  }
+  return butterfly(part, k < 32 ? int(k) : 32);
+}
+
 // kLanes<S> chains in the lanes of one thread. Rows past the end repeat the last one and are not
 // stored.
 template <class S> struct LaneGroup {
@@ -162,26 +184,7 @@ template <class S> struct LaneGroup {
     }
     return butterfly(part, m);
   }
-  static HD Real butterfly(Real* part, int m) {
-    if (m == 0) return Real{};
-    int half = 16;
-    while (half >= m && half > 1) half /= 2;
-    for (; half > 0; half /= 2) {
-      for (int l = 0; l + half < m; ++l) part[l] = part[l] + part[l + half];
-      m = m < half ? m : half;
-    }
-    return part[0];
-  }
-  template <class F> HD Real sum(int64_t n, F f) const {
-    if (n <= kChunk) return sum_chunk(0, n, f);
-    Real part[32];
-    int64_t k = 0;
-    for (int64_t begin = 0; begin < n; begin += kChunk, ++k) {
-      const Real chunk = sum_chunk(begin, begin + kChunk < n ? begin + kChunk : n, f);
-      part[k % 32] = k < 32 ? chunk : part[k % 32] + chunk;
-    }
-    return butterfly(part, k < 32 ? int(k) : 32);
-  }
+  template <class F> HD Real sum(int64_t n, F f) const { return sum_chunks<Real>(*this, n, f); }
   template <class F> HD Real sum_any(int64_t n,
                                      F f) const {  // where no decision hangs on the order
     Real total = f(0);
@@ -252,11 +255,101 @@ template <class S> struct LaneGroup {
   }
 };
 
+// One chain in one thread, its elements in the lanes where the compiler finds it: for few chains of large
+// events. R is a number; loops have no order that anything hangs on, but for the sums.
+template <class S> struct SerialGroup {
+  using Real = S;
+  static constexpr int kSize = Block<S>::kSize;
+  int64_t row;
+  uint32_t number;
+
+  uint32_t chain() const { return number; }
+  void sync() const {}
+  template <class F> HD void each(int64_t n, F f) const {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i) f(i);
+  }
+  template <class F> HD S sum_chunk(int64_t begin, int64_t end, F f) const {
+    S part[32];
+    const int m = end - begin < 32 ? int(end - begin) : 32;
+#pragma GCC ivdep
+    for (int l = 0; l < m; ++l) part[l] = f(begin + l);
+    int64_t i = begin + 32;
+    for (; i + 32 <= end; i += 32) {
+#pragma GCC ivdep
+      for (int l = 0; l < 32; ++l) part[l] = part[l] + f(i + l);
+    }
+    for (int l = 0; i + l < end; ++l) part[l] = part[l] + f(i + l);
+    return butterfly(part, m);
+  }
+  template <class F> HD S sum(int64_t n, F f) const { return sum_chunks<S>(*this, n, f); }
+  template <class F> HD S sum_any(int64_t n, F f) const { return sum(n, f); }
+  S total(S count) const { return count; }
+  S load(const S* p) const { return p[row]; }
+  void store(S* p, S v) const { p[row] = v; }
+  void store(S* p, int64_t index, int64_t per_row, S v) const { p[row * per_row + index] = v; }
+  void load(const S* p, int64_t n, S* out) const {
+    for (int64_t i = 0; i < n; ++i) out[i] = p[row * n + i];
+  }
+  void store(S* p, int64_t index, int64_t per_row, int64_t n, const S* v) const {
+    for (int64_t i = 0; i < n; ++i) p[(row * per_row + index) * n + i] = v[i];
+  }
+};
+
 #endif
 
 // Fill z[0…n) with uniforms or normals of one transition, one number an element, and return the
 // acceptance threshold ln u, the next number of the same stream. z has room for padded(n) numbers.
 HD int64_t padded(int64_t n) { return (n + 3) / 4 * 4 + 4; }
+
+#ifndef __CUDACC__
+// Blocks first, first + 1, … of one chain in the lanes: cells of four numbers in float32, two in float64.
+template <class S>
+HD Block<Lanes<S>> blocks_in_lanes(const Key& key, uint32_t chain, uint64_t first, int stride,
+                                   uint32_t step, uint32_t stream) {
+  constexpr int W = kLanes<S>, halves = W / (sizeof(S) == 4 ? 2 : 1);
+  U64 even, odd;
+  UNROLL16 for (int l = 0; l < halves; ++l) {
+    even[l] = uint64_t((sizeof(S) == 4 ? 2 * l : l) * stride);
+    odd[l] = uint64_t((2 * l + 1) * stride);
+  }
+  const U64 from = broadcast(first);
+  const HalfWords low = philox_blocks(key, from + even, chain, step, stream);
+  if constexpr (sizeof(S) == 8)
+    return make_block(low);
+  else
+    return make_block(low, philox_blocks(key, from + odd, chain, step, stream));
+}
+
+// draw() for a chain in one thread: whole blocks in the lanes, back to the order of numbers by a store.
+template <bool gaussian, class S>
+HD S draw(const SerialGroup<S>& g, const Key& key, uint32_t step, uint32_t stream, int64_t n,
+          S* z) {
+  constexpr int K = Block<S>::kSize, W = kLanes<S>;
+  const int64_t next = gaussian ? (n + 1) / 2 * 2 : n;
+  const int64_t blocks = (n + K - 1) / K, last = next / K;
+  S threshold{};
+  for (int64_t b = 0; b < blocks || b <= last; b += W) {
+    const auto lanes = blocks_in_lanes<S>(key, g.chain(), uint64_t(b), 1, step, stream);
+    Lanes<S> v[K];
+    if (gaussian)
+      lanes.normals(v);
+    else
+      lanes.uniforms(v);
+    const int64_t count = blocks - b < W ? blocks - b : W;
+    for (int64_t l = 0; l < count; ++l)
+      for (int j = 0; j < K; ++j) z[(b + l) * K + j] = v[j][l];
+    if (last >= b && last < b + W) {
+      const Lanes<S> thresholds = next % K == 0   ? lanes.log_uniform_at(0)
+                                  : next % K == 1 ? lanes.log_uniform_at(1)
+                                  : next % K == 2 ? lanes.log_uniform_at(K - 2)
+                                                  : lanes.log_uniform_at(K - 1);
+      threshold = thresholds[last - b];
+    }
+  }
+  return threshold;
+}
+#endif
 
 template <bool gaussian, class G>
 HD typename G::Real draw(const G& g, const Key& key, uint32_t step, uint32_t stream, int64_t n,

@@ -158,11 +158,29 @@ template <class F> void for_each(const Device&, int64_t n, F f, int64_t work_per
   for (int64_t i = 0; i < n; ++i) f(i);
 }
 
+// Few chains of large events go one to a thread (SerialGroup), as a tile of lanes costs the same however few
+// chains are in it.
+template <class S, class Driver>
+void run_serially(int64_t n_rows, int64_t first_chain, int64_t n, int64_t steps, int64_t reals,
+                  const Driver& driver) {
+  const bool parallel = n_rows > 1 && n_rows * n * steps > kGrain;
+  (void)parallel;
+  S* memory = static_cast<S*>(__builtin_malloc(size_t(n_rows * reals) * sizeof(S)));
+  if (!memory) throw std::bad_alloc();
+#pragma omp parallel for schedule(dynamic) if (parallel)
+  for (int64_t row = 0; row < n_rows; ++row)
+    driver(SerialGroup<S>{row, uint32_t(first_chain + row)}, memory + row * reals);
+  __builtin_free(memory);
+}
+
 template <class S, Groups groups, class Driver>
 void run_chains(const Device&, int64_t n_rows, int64_t first_chain, int64_t n, int64_t steps,
                 int64_t reals, Driver driver) {
   using Real = Lanes<S>;
   constexpr int W = kLanes<S>;
+  if constexpr (groups == Groups::warp)
+    if (n >= 256 && 5 * n_rows <= W)
+      return run_serially<S>(n_rows, first_chain, n, steps, reals, driver);
   const int64_t tiles = (n_rows + W - 1) / W;
   const bool parallel = tiles > 1 && n_rows * (n + 4) * (steps + 1) > kGrain;
   int threads = 1;

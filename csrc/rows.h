@@ -103,18 +103,12 @@ template <class S> struct RowGroup {
   uint32_t chain;
 
   HD Cell<Real> cell(const Key& key, uint32_t first, uint32_t step, uint32_t stream) const {
-    U64 even, odd;
-    if constexpr (sizeof(S) == 4) {
-      UNROLL16 for (int l = 0; l < W / 2; ++l) even[l] = 2 * l, odd[l] = 2 * l + 1;
-      const U64 from = broadcast(first);
-      return {make_block(philox_blocks(key, from + even, chain, step, stream),
-                         philox_blocks(key, from + odd, chain, step, stream))};
-    } else {
-      UNROLL16 for (int l = 0; l < W; ++l) even[l] = 2 * l, odd[l] = 2 * l + 1;
-      const U64 from = broadcast(2 * uint64_t(first));
-      return {make_block(philox_blocks(key, from + even, chain, step, stream)),
-              make_block(philox_blocks(key, from + odd, chain, step, stream))};
-    }
+    const uint64_t from = first;
+    if constexpr (sizeof(S) == 4)
+      return {blocks_in_lanes<S>(key, chain, from, 1, step, stream)};
+    else
+      return {blocks_in_lanes<S>(key, chain, 2 * from, 2, step, stream),
+              blocks_in_lanes<S>(key, chain, 2 * from + 1, 2, step, stream)};
   }
   template <int K, class F> HD void sums(int64_t n, Real (&out)[K], F f) const {
     for (int k = 0; k < K; ++k) out[k] = Real{};
