@@ -243,7 +243,7 @@ template <class S> struct ClusterChain {
       step = uint32_t(c.step + t);
       direction(key, chain, step, n, r);
       total += call.wolff ? wolff() : swendsen_wang();
-      if (call.unit && n > 1 && (step + 1) % kRenormalise == 0)
+      if (call.unit && n > 1 && renormalises(step))
         for (int64_t q = 0; q < map.vectors; ++q) {
           RowSite<S> site(map, x, nullptr, q, 0, sites);
           renormalise<R, 0>(site, n);
@@ -371,7 +371,7 @@ template <class E, class S> struct ClusterBlock {
         for (int a = 0; a < n; ++a)
           x[i * n + a] = n == 1 ? -x[i] : x[i * n + a] - (sigma * S(2)) * r[a];
       });
-      if (call.unit && n > 1 && (step + 1) % kRenormalise == 0)
+      if (call.unit && n > 1 && renormalises(step))
         g.each(sites, [&](int64_t i) {
           StreamSite<S, E> site{e, x, nullptr, i};
           renormalise<S, 0>(site, n);
@@ -380,7 +380,7 @@ template <class E, class S> struct ClusterBlock {
       const int64_t kept = c.n_steps / c.thin;
       if (c.trace_x && (t + 1) % c.thin == 0)
         g.store(c.trace_x, (t + 1) / c.thin - 1, kept, c.n, x);
-      stream_record(g, e, x, call.recorder, c, t + 1, window);
+      stream_record(g, e, x, call.recorder, c, t + 1, window, nullptr);
     }
     g.store(c.x_out, 0, 1, c.n, x);
     g.store(c.accept, S(1));

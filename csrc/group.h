@@ -14,6 +14,28 @@ namespace PYSAMP_NS {
 
 inline constexpr int64_t kChunk = 4096;
 
+// The last steps of sum32: a butterfly over m ≤ 32 accumulators, and a sum over chunks.
+template <class R> HD R butterfly(R* part, int m) {
+  if (m == 0) return R{};
+  int half = 16;
+  while (half >= m && half > 1) half /= 2;
+  for (; half > 0; half /= 2) {
+    for (int l = 0; l + half < m; ++l) part[l] = part[l] + part[l + half];
+    m = m < half ? m : half;
+  }
+  return part[0];
+}
+template <class R, class G, class F> HD R sum_chunks(const G& g, int64_t n, F f) {
+  if (n <= kChunk) return g.sum_chunk(0, n, f);
+  R part[32];
+  int64_t k = 0;
+  for (int64_t begin = 0; begin < n; begin += kChunk, ++k) {
+    const R chunk = g.sum_chunk(begin, begin + kChunk < n ? begin + kChunk : n, f);
+    part[k % 32] = k < 32 ? chunk : part[k % 32] + chunk;
+  }
+  return butterfly(part, k < 32 ? int(k) : 32);
+}
+
 #ifdef __CUDACC__
 
 // G threads of a block that hold one chain. G ≤ 32 lies within a warp and may sum; larger groups are
@@ -65,14 +87,44 @@ template <class S, int G> struct ThreadGroup {
     return mine;
   }
   template <class F> __device__ S sum_any(int64_t n, F f) const { return sum(n, f); }
-  // K sums at once, where no decision hangs on the order: f(i, sums) adds the terms of i.
+  // K sums at once in the order of sum32: f(i, sums) adds the terms of i. Warps take chunks in turn.
   template <int K, class F> __device__ void sums(int64_t n, S (&out)[K], F f) const {
-    for (int k = 0; k < K; ++k) out[k] = S(0);
-    for (int64_t i = lane(); i < n; i += G) f(i, out);
-    for (int k = 0; k < K; ++k) out[k] = over_group(out[k]);
+    constexpr int width = G < 32 ? G : 32, warps = G / width, mine = 32 / warps;
+    static_assert(G == 32 || G == 256, "chunks go over whole warps");
+    static __shared__ S parts[K][32];
+    const int warp = lane() / width, l = lane() % width;
+    const int64_t chunks = (n + kChunk - 1) / kChunk;
+    S held[K][mine];  // chunk sums k ≡ warp + warps·m, in turn
+    for (int k = 0; k < K; ++k)
+      for (int m = 0; m < mine; ++m) held[k][m] = S(0);
+    for (int64_t chunk = warp; chunk < chunks; chunk += warps) {
+      S sum[K];
+      for (int k = 0; k < K; ++k) sum[k] = S(0);
+      const int64_t end = (chunk + 1) * kChunk < n ? (chunk + 1) * kChunk : n;
+      for (int64_t i = chunk * kChunk + l; i < end; i += width) f(i, sum);
+      for (int k = 0; k < K; ++k) {
+        UNROLL
+        for (int half = width / 2; half > 0; half /= 2)
+          sum[k] = sum[k] + __shfl_xor_sync(0xffffffffu, sum[k], half, width);
+        held[k][chunk / warps % mine] = held[k][chunk / warps % mine] + sum[k];
+      }
+    }
+    if constexpr (warps == 1) {
+      for (int k = 0; k < K; ++k) out[k] = butterfly(held[k], chunks < 32 ? int(chunks) : 32);
+    } else {
+      for (int k = 0; k < K; ++k)
+        for (int m = 0; m < mine; ++m)
+          if (l == 0) parts[k][warp + warps * m] = held[k][m];
+      __syncthreads();
+      for (int k = 0; k < K; ++k) {
+        S part[32];
+        for (int m = 0; m < 32; ++m) part[m] = parts[k][m];
+        out[k] = butterfly(part, chunks < 32 ? int(chunks) : 32);
+      }
+    }
     sync();
   }
-  __device__ S over_group(S value) const {
+  __device__ S over_group(S value) const {  // where no decision hangs on the order
     constexpr int width = G < 32 ? G : 32;
     UNROLL
     for (int half = width / 2; half > 0; half /= 2)
@@ -124,28 +176,6 @@ template <class S, int G> struct ThreadGroup {
 };
 
 #else  // CPU
-
-// The last steps of sum32: a butterfly over m ≤ 32 accumulators, and a sum over chunks.
-template <class R> HD R butterfly(R* part, int m) {
-  if (m == 0) return R{};
-  int half = 16;
-  while (half >= m && half > 1) half /= 2;
-  for (; half > 0; half /= 2) {
-    for (int l = 0; l + half < m; ++l) part[l] = part[l] + part[l + half];
-    m = m < half ? m : half;
-  }
-  return part[0];
-}
-template <class R, class G, class F> HD R sum_chunks(const G& g, int64_t n, F f) {
-  if (n <= kChunk) return g.sum_chunk(0, n, f);
-  R part[32];
-  int64_t k = 0;
-  for (int64_t begin = 0; begin < n; begin += kChunk, ++k) {
-    const R chunk = g.sum_chunk(begin, begin + kChunk < n ? begin + kChunk : n, f);
-    part[k % 32] = k < 32 ? chunk : part[k % 32] + chunk;
-  }
-  return butterfly(part, k < 32 ? int(k) : 32);
-}
 
 // kLanes<S> chains in the lanes of one thread. Rows past the end repeat the last one and are not
 // stored.
@@ -202,9 +232,24 @@ template <class S> struct LaneGroup {
     for (; i < n; ++i) total = total + f(i);
     return total;
   }
+  // K sums at once in the order of sum32: f(i, sums) adds the terms of i.
   template <int K, class F> HD void sums(int64_t n, Real (&out)[K], F f) const {
-    for (int k = 0; k < K; ++k) out[k] = Real{};
-    for (int64_t i = 0; i < n; ++i) f(i, out);
+    Real chunks[K][32], part[32][K];
+    int64_t c = 0;
+    for (int64_t begin = 0; begin < n; begin += kChunk, ++c) {
+      const int64_t end = begin + kChunk < n ? begin + kChunk : n;
+      for (int l = 0; l < 32; ++l)
+        for (int k = 0; k < K; ++k) part[l][k] = Real{};
+      for (int64_t i = begin; i < end; ++i) f(i, part[(i - begin) % 32]);
+      const int m = end - begin < 32 ? int(end - begin) : 32;
+      for (int k = 0; k < K; ++k) {
+        Real column[32];
+        for (int l = 0; l < m; ++l) column[l] = part[l][k];
+        const Real sum = butterfly(column, m);
+        chunks[k][c % 32] = c < 32 ? sum : chunks[k][c % 32] + sum;
+      }
+    }
+    for (int k = 0; k < K; ++k) out[k] = butterfly(chunks[k], c < 32 ? int(c) : 32);
   }
   Real total(Real count) const { return count; }
 

@@ -93,6 +93,12 @@ template <class R> struct Outcome {
 template <class R, class Mask> HD R one_where(Mask m) { return select(m, R{} + Scalar<R>(1), R{}); }
 template <class R> HD Outcome<R> always() { return {R{} + Scalar<R>(1), R{}}; }
 
+// A counter over all 32-bit words, by the golden ratio: counters in steps of any K fall everywhere evenly.
+HD uint32_t scatter(uint32_t counter) { return counter * 2654435761u; }
+
+// Below this the square of a field has lost its digits, and the field counts as none.
+template <class S> inline constexpr S kNoField = sizeof(S) == 4 ? S(1e-30) : S(1e-280);
+
 // Metropolis' decision for a log ratio r.
 template <class R> struct Decision {
   decltype(R{} < R{}) move, finite;
@@ -196,7 +202,7 @@ template <class E, int N> struct Reflection {
       dot = c ? dot + s[c] * h[c] : s[c] * h[c];
       q = c ? q + h[c] * h[c] : h[c] * h[c];
     });
-    const R factor = select(q > S(0), (dot + dot) / q, R{});
+    const R factor = select(q > kNoField<S>, (dot + dot) / q, R{});
     components<N>(e.n(), [&](int c) INLINE { site.set(c, factor * h[c] - s[c]); });
     return always<R>();
   }
@@ -211,8 +217,7 @@ template <class R, class E, class T> HD R field_on(const E& e, const T& site, co
   return row.tempered ? row.beta * h : h;
 }
 
-// The Ising spin flips; others turn by an angle within ±width in one coordinate plane, a new one each
-// sweep.
+// The Ising spin flips; others turn by an angle within ±width in one coordinate plane, one for each sweep.
 template <class S, int N> struct SpinMetropolis {
   static constexpr Draws kDraws = N == 1 ? Draws::kLogUniform : Draws::kSignedAndLog;
   static constexpr bool kRefuses = true, kReflects = false;
@@ -230,7 +235,7 @@ template <class S, int N> struct SpinMetropolis {
       return d.outcome();
     } else {
       const int n = e.n();
-      int a = 0, b = int(row.sweep % uint32_t(n * (n - 1) / 2)) + 1;
+      int a = 0, b = int((scatter(row.sweep) >> 16) % uint32_t(n * (n - 1) / 2)) + 1;
       for (; b >= n; b = b - n + a + 1) ++a;
       const Pair<R> angle = turn(z.a * (row.width * S(0.3183098861837907)));
       const R u = site.get(a), v = site.get(b);
@@ -275,8 +280,8 @@ template <class S> struct SpinHeatBath<S, 2> {
     const R f = (tau * angle.first + k2) / d, g = (sqrt_rn(tau * S(2)) * angle.second) / d;
     const R w = tau * S(0.5) - k * f;
     const auto move = z.b < (log_portable(w) + S(1)) - w;
-    const R inverse = select(q > S(0), S(1) / k, R{});
-    const R e0 = select(q > S(0), h0 * inverse, R{} + S(1)), e1 = h1 * inverse;
+    const R inverse = select(q > kNoField<S>, S(1) / k, R{});
+    const R e0 = select(q > kNoField<S>, h0 * inverse, R{} + S(1)), e1 = h1 * inverse;
     site.set(0, select(move, e0 * f - e1 * g, site.get(0)));
     site.set(1, select(move, e1 * f + e0 * g, site.get(1)));
     return {one_where<R>(move), R{}};
@@ -306,8 +311,9 @@ template <class S> struct SpinHeatBath<S, 3> {
     const R rho = sqrt_rn(S(1) - w * w);
     const Pair<R> angle = turn(z.b);
     const R p = rho * angle.first, m = rho * angle.second;
-    const R inverse = select(q > S(0), S(1) / k, R{});
-    const R e0 = h0 * inverse, e1 = h1 * inverse, e2 = select(q > S(0), h2 * inverse, R{} + S(1));
+    const R inverse = select(q > kNoField<S>, S(1) / k, R{});
+    const R e0 = h0 * inverse, e1 = h1 * inverse,
+            e2 = select(q > kNoField<S>, h2 * inverse, R{} + S(1));
     const R sign = select(e2 >= S(0), R{} + S(1), R{} - S(1));
     const R a = S(-1) / (sign + e2), b = (e0 * e1) * a;
     site.set(0, (e0 * w + ((e0 * e0) * a * sign + S(1)) * p) + b * m);

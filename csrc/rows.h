@@ -110,14 +110,25 @@ template <class S> struct RowGroup {
       return {blocks_in_lanes<S>(key, chain, 2 * from, 2, step, stream),
               blocks_in_lanes<S>(key, chain, 2 * from + 1, 2, step, stream)};
   }
+  // K sums over n vectors of ranks, in the order of sum32 of the numbers in their lanes.
   template <int K, class F> HD void sums(int64_t n, Real (&out)[K], F f) const {
-    for (int k = 0; k < K; ++k) out[k] = Real{};
-    for (int64_t i = 0; i < n; ++i) f(i, out);
-    for (int k = 0; k < K; ++k) {
-      S total = 0;
-      for (int l = 0; l < W; ++l) total += out[k][l];
-      out[k] = Real{} + total;
+    constexpr int P = 32 / W, per_chunk = kChunk / W;
+    S chunks[K][32];
+    int64_t c = 0;
+    for (int64_t begin = 0; begin < n; begin += per_chunk, ++c) {
+      const int64_t end = begin + per_chunk < n ? begin + per_chunk : n;
+      Real part[P][K];
+      for (int h = 0; h < P; ++h)
+        for (int k = 0; k < K; ++k) part[h][k] = Real{};
+      for (int64_t q = begin; q < end; ++q) f(q, part[(q - begin) % P]);
+      for (int k = 0; k < K; ++k) {
+        S column[32];
+        for (int l = 0; l < 32; ++l) column[l] = part[l / W][k][l % W];
+        const S sum = butterfly(column, 32);
+        chunks[k][c % 32] = c < 32 ? sum : chunks[k][c % 32] + sum;
+      }
     }
+    for (int k = 0; k < K; ++k) out[k] = Real{} + butterfly(chunks[k], c < 32 ? int(c) : 32);
   }
 };
 
@@ -227,7 +238,7 @@ template <class Moves, class S> struct RowSweeps {
             for (int w = 0; w < threads; ++w) moved += counts[w * 128], bad += counts[w * 128 + 64];
             accept += moved;
           }
-          if (Moves::kUnit && (mine.sweep + 1) % kRenormalise == 0) {
+          if (Moves::kUnit && renormalises(mine.sweep)) {
             for (int64_t q = me; q < map.vectors; q += threads) {
               RowSite<S> site(map, x, centre, q, 0, sites);
               renormalise<R, Moves::kComponents>(site, n);

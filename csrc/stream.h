@@ -27,16 +27,20 @@ template <class S, class E> struct StreamSite {
 // Measure a field in device memory, the block at once; the first thread keeps the window.
 template <class G, class S, class E>
 __device__ void stream_record(const G& g, const E& e, S* x, const Recorder<S>& recorder,
-                              const Chains<S>& c, int64_t done, Window<S>& window) {
+                              const Chains<S>& c, int64_t done, Window<S>& window,
+                              const int32_t* order) {
   if (!recorder.out || done % recorder.every) return;
   S now[kRecord];
   const int64_t sites = e.neighbours.n;
-  const auto at = [&](int64_t i) { return StreamSite<S, E>{e, x, nullptr, i}; };
+  const auto site = [&](int64_t k) { return order ? int64_t(order[k]) : k; };
+  const auto at = [&](int64_t k) { return StreamSite<S, E>{e, x, nullptr, site(k)}; };
   measure(
       g, sites, e.n(), e.neighbours.z / 2, now, [&](int64_t i) { return site_energy(e, at(i)); },
       [&](int64_t i, int a) { return at(i).get(a); },
-      [&](int64_t i, int axis, int a) { return at(i).at(e.neighbours.at(i, 2 * axis + 1), a); },
-      [&](int64_t k, int64_t i) { return recorder.waves[k * sites + i]; }, sites);
+      [&](int64_t i, int axis, int a) {
+        return at(i).at(e.neighbours.at(site(i), 2 * axis + 1), a);
+      },
+      [&](int64_t k, int64_t i) { return recorder.waves[k * sites + site(i)]; }, sites);
   if (g.lane() != 0 || !g.valid) return;
   window.add(now);
   if (done % c.thin) return;
@@ -116,7 +120,7 @@ template <class Moves, class S> struct StreamKeep {
     const int64_t kept = c.n_steps / c.thin;
     if (c.trace_x && done % c.thin == 0) g.store(c.trace_x, done / c.thin - 1, kept, c.n, x);
     Window<S>& window = counts[g.row].window;
-    stream_record(g, e, x, all.recorder, c, done, window);
+    stream_record(g, e, x, all.recorder, c, done, window, all.colours.order);
   }
 };
 
@@ -189,7 +193,7 @@ template <class Moves, class S> void run_stream(const Sweeps<Moves, S>& all) {
     for (int k = 0; k < all.program.n; ++k) {
       const uint32_t counter = uint32_t((c.step + t) * all.program.n + k);
       proposals += run.run(e, all.program.move[k], counter);
-      const bool again = Moves::kUnit && (counter + 1) % kRenormalise == 0;
+      const bool again = Moves::kUnit && renormalises(counter);
       const bool last = k + 1 == all.program.n;
       const bool keeps = last && ((c.trace_x && (t + 1) % c.thin == 0) ||
                                   (all.recorder.out && (t + 1) % all.recorder.every == 0));

@@ -24,8 +24,9 @@ struct Program {
   int64_t refusing = 0;  // sweeps of a step that can refuse, counted by the host
 };
 
-// Rounding lets the lengths of spins drift: every 16th sweep they are set back to 1, to second order.
-inline constexpr uint32_t kRenormalise = 16;
+// Rounding lets the lengths of spins drift: after one sweep of 16 they are set back to 1, to second order.
+// Counters are scattered first, since in a cycle those of one kernel may all be even.
+HD bool renormalises(uint32_t counter) { return scatter(counter) >> 28 == 0; }
 template <class R, int N, class T> HD void renormalise(T& site, int n) {
   using S = Scalar<R>;
   R q{};
@@ -102,7 +103,7 @@ template <class Moves, class S> struct Sweeps {
       for (int k = 0; k < program.n; ++k) {
         row.sweep = uint32_t((c.step + t) * program.n + k);
         run(g, e, program.move[k], x, centre, row, key, accept, bad);
-        if (Moves::kUnit && (row.sweep + 1) % kRenormalise == 0)
+        if (Moves::kUnit && renormalises(row.sweep))
           g.each(e.neighbours.n, [&](int64_t i) INLINE {
             FieldSite<R, Field> site{e, x, centre, i};
             renormalise<R, Moves::kComponents>(site, e.n());
@@ -180,14 +181,18 @@ template <class Moves, class S> struct Sweeps {
     const int64_t sites = e.neighbours.n;
     measure(
         g, sites, n, e.neighbours.z / 2, now,
-        [&](int64_t i) INLINE {
-          return site_energy(e, FieldSite<R, Field>{e, const_cast<R*>(x), nullptr, i});
+        [&](int64_t k) INLINE {  // by rank, as all layouts add them
+          return site_energy(e,
+                             FieldSite<R, Field>{e, const_cast<R*>(x), nullptr, colours.order[k]});
         },
-        [&](int64_t i, int a) INLINE { return x[i * n + a]; },
-        [&](int64_t i, int axis, int a) INLINE {
-          return x[e.neighbours.at(i, 2 * axis + 1) * n + a];
+        [&](int64_t k, int a) INLINE { return x[colours.order[k] * int64_t(n) + a]; },
+        [&](int64_t k, int axis, int a) INLINE {
+          return x[e.neighbours.at(colours.order[k], 2 * axis + 1) * n + a];
         },
-        [&](int64_t k, int64_t i) INLINE { return recorder.waves[k * sites + i]; }, sites);
+        [&](int64_t wave, int64_t k) INLINE {
+          return recorder.waves[wave * sites + colours.order[k]];
+        },
+        sites);
     window.add(now);
     if (done % c.thin) return;
     const int64_t kept = c.n_steps / c.thin, at = (done / c.thin - 1) * kRecord;

@@ -153,6 +153,14 @@ class HasBonds(Protocol):
 
 
 @runtime_checkable
+class HasZeroMeans(Protocol):
+    """Names of observables whose mean is 0 by a symmetry of the density."""
+
+    @property
+    def zero_means(self) -> tuple[str, ...]: ...
+
+
+@runtime_checkable
 class HasRecord(Protocol):
     """What a kernel measures while it runs: nine numbers a configuration, and what follows from them.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pysamp.distributed import World
 from pysamp.mcmc.base import Kernel, Tunable
+from pysamp.mcmc.cycle import Cycle
 from pysamp.mcmc.langevin import ULA
 from pysamp.mcmc.metropolis import needs_scale
 from pysamp.mcmc.tempering import ParallelTempering
@@ -174,6 +175,9 @@ def check_kernel(kernel: Kernel, target: Target, plan: Plan) -> None:
     rungs, swap_every = 1, 1
     if isinstance(kernel, ParallelTempering):
         rungs, swap_every = len(kernel.ladder()), kernel.swap_every
+    inner = kernel.kernel if isinstance(kernel, ParallelTempering) else kernel
+    if isinstance(inner, Cycle):  # whose kernels count apart
+        swap_every *= len(inner.kernels)
     ladder = f" of {rungs} rungs" if rungs > 1 else ""
     if plan.n_chains * rungs > WORDS:
         raise ValueError(

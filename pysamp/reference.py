@@ -362,6 +362,16 @@ def phi4(x: Tensor, params: Tensor, table: Tensor, layout: list[int]) -> tuple[T
     return -sum32(site), score.reshape(x.shape)
 
 
+def scatter(counter: int) -> int:
+    """A counter over all 32-bit words, by the golden ratio: steps of any K fall everywhere evenly."""
+    return counter * 2654435761 & MASK32
+
+
+def renormalises(counter: int) -> bool:
+    """Whether the lengths of spins are set back to 1 after this sweep: one in 16."""
+    return scatter(counter) >> 28 == 0
+
+
 def spins(x: Tensor, params: Tensor, table: Tensor, layout: list[int]) -> tuple[Tensor, Tensor]:
     """log p and its gradient in all of R^{n_sites · m} of csrc/spins.h; layout as of `phi4`."""
     field, around = _field(x, table, layout)

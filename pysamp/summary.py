@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 
 from pysamp import errors, metrics, verdict
-from pysamp.target import HasLogZ, HasModes, HasObservables, HasRecord, Target
+from pysamp.target import (
+    HasLogZ,
+    HasModes,
+    HasObservables,
+    HasRecord,
+    HasZeroMeans,
+    Target,
+)
 
 if TYPE_CHECKING:
     from pysamp.samples import Samples
@@ -70,6 +77,7 @@ def summarise(samples: Samples, target: Target | None = None) -> Summary:
     ]
     shown = [{"name": name, **vars(times[name])} for name in TIMED if name in times]
     derived = _derived(observed, target)
+    zero_means = target.zero_means if isinstance(target, HasZeroMeans) else ()
     notes = verdict.notes(samples)
     facts = _facts(samples, target, notes)
     facts["nonfinite_draws"] = n_bad
@@ -85,6 +93,7 @@ def summarise(samples: Samples, target: Target | None = None) -> Summary:
         *verdict.judge_proposals(facts, samples),
         *verdict.judge_chains(rows, modes, facts, samples),
         *verdict.judge_times(shown, samples),
+        *verdict.judge_symmetry(rows, zero_means),
         *verdict.judge_modes(modes, facts, samples),
         *verdict.judge_weights(facts, samples),
     ]

@@ -32,6 +32,7 @@ from pysamp.capabilities import (
     HasScore,
     HasSites,
     HasValueAndScore,
+    HasZeroMeans,
     NativeEnergy,
     Target,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "HasScore",
     "HasSites",
     "HasValueAndScore",
+    "HasZeroMeans",
     "NativeEnergy",
     "Target",
     "Tempered",

@@ -54,7 +54,7 @@ def judge_proposals(facts: dict[str, Any], samples: Samples) -> Iterator[str]:
                 f"{never} of {samples.n_chains} chains never accepted a proposal: they still stand "
                 "where sampling began"
             )
-        elif not facts["accept"] >= LOW_ACCEPT:
+        elif not facts["accept"] >= LOW_ACCEPT and "scale" in samples.info:
             yield (
                 f"acceptance is only {facts['accept']:.2g}: the step size or width is too large, "
                 "or the proposal is far from the target"
@@ -114,6 +114,16 @@ def judge_times(times: list[dict[str, Any]], samples: Samples) -> Iterator[str]:
     if poor and samples.n_draws >= MIN_DRAWS:
         worst = max(poor, key=lambda time: 0.0 if math.isnan(time["tau"]) else time["tau"])
         yield f"τ_int of {worst['name']} is not resolved, nor are the errors: {worst['warning']}"
+
+
+def judge_symmetry(rows: list[dict[str, Any]], zero_means: tuple[str, ...]) -> Iterator[str]:
+    """Means that a symmetry makes 0: a run that saw one phase of a broken symmetry is far from it."""
+    for row in rows:
+        if row["name"] in zero_means and abs(row["mean"]) > Z_LIMIT * row["mcse"]:
+            yield (
+                f"{row['name']} is {row['mean']:.3g} ± {row['mcse']:.2g}, but its mean is 0 by symmetry: "
+                "one phase of several was seen, or one more than the others"
+            )
 
 
 def judge_modes(

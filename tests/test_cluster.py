@@ -15,6 +15,7 @@ from pysamp import reference, rng
 from pysamp.mcmc import Metropolis
 from pysamp.mcmc.base import replace
 from pysamp.mcmc.cluster import SwendsenWang, Wolff, cluster_labels, mean_record
+from pysamp.reference import renormalises
 from pysamp.target import Counted, Tempered, Tilted
 from pysamp.targets import EightGaussians, Phi4, Phi4Chain
 from pysamp.targets.on import ON
@@ -363,7 +364,7 @@ def test_one_cluster_at_zero_temperature(kernel):
 
 
 @both
-def test_lengths_are_set_back_every_16_steps(kernel):
+def test_lengths_are_set_back_after_one_step_in_16(kernel):
     target = TARGETS["heisenberg"]
     state = begin(kernel, target, dtype=F64)
     state = replace(state, x=state.x * 1.0004)
@@ -371,8 +372,10 @@ def test_lengths_are_set_back_every_16_steps(kernel):
     def off(x):
         return float((x.square().sum(-1) - 1).abs().max())
 
-    before, _ = kernel.step(target, replace(state, step=14))
-    after, _ = kernel.step(target, replace(state, step=15))
+    sets_back = [renormalises(step) for step in range(64)]
+    before, _ = kernel.step(target, replace(state, step=sets_back.index(False)))
+    after, _ = kernel.step(target, replace(state, step=sets_back.index(True)))
+    assert sum(sets_back) == 4
     assert off(before.x) > 5e-4
     assert off(after.x) < 2e-6
     long, _ = kernel.step(TARGETS["xy"], begin(kernel, TARGETS["xy"]), 400)

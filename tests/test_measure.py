@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pysamp import chains, cli, errors, plan, plots, store
+from pysamp.mcmc import HeatBath, Wolff
 from pysamp.mcmc.base import Info, State
 from pysamp.mcmc.langevin import MALA
 from pysamp.mcmc.metropolis import Metropolis
@@ -491,3 +492,13 @@ def test_figure_shows_energy_and_size_first(monkeypatch, tmp_path):
     monkeypatch.setattr(plots, "_traces", traced)
     s.plot(tmp_path / "run.png")
     assert shown == ["energy", "|magnetisation|"]
+
+
+@pytest.mark.parametrize("keep", ["x", "observables"])
+def test_one_phase_of_a_broken_symmetry_is_said(keep):
+    target = ON((8, 8), 1, 0.6)
+    settings = {"n_draws": 300, "warmup": 50, "keep": keep, "progress": False}
+    one = sample(target, HeatBath(), x0=torch.ones(16, 8, 8, 1), **settings)
+    assert any("mean is 0 by symmetry" in line for line in one.summary().verdict)
+    both = sample(target, Wolff(), n_chains=16, **settings)
+    assert not any("symmetry" in line for line in both.summary().verdict)

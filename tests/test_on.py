@@ -492,3 +492,20 @@ def test_kernels_that_would_leave_the_spheres_are_refused(kernel):
     ):
         with pytest.raises(ValueError, match=r"spins of length 1 off their spheres.*HeatBath"):
             kernel.init(target, base.start(2, seed=0), seed=0)
+
+
+def test_a_free_phi4_field_without_an_integral_is_refused():
+    for shape, periodic, kappa in [((4, 4), True, 0.25), ((4, 4), True, -0.25), ((5,), True, 0.5)]:
+        with pytest.raises(ValueError, match="kappa must lie below"):
+            Phi4(shape, kappa, 0.0, periodic)
+    Phi4((5,), -0.55, 0.0)  # a ring of odd length is frustrated
+    Phi4((4, 4), 0.3, 0.0, periodic=False)
+    with pytest.raises(ValueError, match="kappa must lie below"):
+        Phi4((4, 4), 0.31, 0.0, periodic=False)
+
+
+def test_the_susceptibility_of_an_antiferromagnet_is_positive():
+    mean = {"magnetisation²": 0.02, "|magnetisation|": 0.1, "magnetisation⁴": 0.001, "energy": 1.0,
+            "energy²": 1.1, "structure": 0.01}  # fmt: skip
+    found = ON((4, 4), 1, -0.5).derived({k: torch.tensor(v) for k, v in mean.items()})
+    assert float(found["susceptibility"]) == pytest.approx(0.5 * 16 * 0.01)

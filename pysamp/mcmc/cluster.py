@@ -29,7 +29,6 @@ from pysamp.mcmc.base import Info, State, check_start, check_steps, replace
 from pysamp.target import Counted, HasBonds, HasRecord, HasSites, Target, Tempered, log_prob_of
 
 Rule = Literal["swendsen_wang", "wolff"]
-RENORMALISE = 16  # steps after which the lengths of unit spins are set back to 1, to second order
 LENGTH = 1e-3  # by which a spin of a start may miss it
 
 
@@ -237,7 +236,7 @@ def _moves(rule: Rule, model: Model, state: State, n: int) -> Iterator[tuple[Ten
         twice = (sigma * 2.0)[..., None]
         turned = -phi if direction is None else phi - twice * direction[:, None, :]
         phi = torch.where(turn[..., None], turned, phi)
-        if model.unit_length and m > 1 and (step + 1) % RENORMALISE == 0:
+        if model.unit_length and m > 1 and reference.renormalises(step):
             phi = phi * (1.5 - _dot(phi, phi) * 0.5)[..., None]
         yield phi.reshape(state.x.shape), size
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from pysamp import ops, reference, rng
 from pysamp.mcmc import fused
 from pysamp.mcmc.base import Info, State, check_start, check_steps, columns, per_chain, replace
-from pysamp.target import HasSites, Target, log_prob_and_score
+from pysamp.target import Counted, HasSites, Target, log_prob_and_score
 
 
 def start(kernel: object, target: Target, x: Tensor, seed: int, first_chain: int) -> State:
@@ -37,6 +37,8 @@ def start(kernel: object, target: Target, x: Tensor, seed: int, first_chain: int
 
 def refuse_spins(target: Target, kernel: str) -> None:
     """Raises ValueError: the kernel moves points of R^d, and the target lives on spins of length 1."""
+    while isinstance(target, Counted):
+        target = target.base
     raise ValueError(
         f"{kernel} moves all coordinates freely, which takes spins of length 1 off their spheres: "
         f"sample {type(target).__name__} with Metropolis(), HeatBath(), OverRelaxation() in a Cycle, "

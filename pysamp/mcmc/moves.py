@@ -123,10 +123,10 @@ def _flip(s: Sweep) -> tuple[Tensor, Tensor]:
 
 
 def _turn_in_a_plane(s: Sweep) -> tuple[Tensor, Tensor]:
-    """By an angle in (−δ, δ), the planes of two components in turn."""
+    """By an angle in (−δ, δ) in a plane of two components, which the counter chooses."""
     moved, bad = s.zeros(), s.zeros()
     planes = list(itertools.combinations(range(s.phi.shape[2]), 2))
-    a, b = planes[s.counter % len(planes)]
+    a, b = planes[(reference.scatter(s.counter) >> 16) % len(planes)]
     assert s.width is not None
     y = s.signed(0, 2) * (s.width * 0.3183098861837907)[:, None]  # in units of π
     log_u = s.log_uniform(1, 2)
@@ -169,8 +169,8 @@ def _heat_bath_xy(s: Sweep) -> tuple[Tensor, Tensor]:
         f, g = (tau * cos + k2) / d, (reference.sqrt_rn(tau * 2.0) * sin) / d
         w = tau * 0.5 - k * f
         move = log_u[:, ranks] < (reference.log_portable(w) + 1.0) - w
-        inverse = torch.where(q > 0, 1.0 / k, 0.0)
-        e0, e1 = torch.where(q > 0, h0 * inverse, 1.0), h1 * inverse
+        inverse = torch.where(q > no_field(q), 1.0 / k, 0.0)
+        e0, e1 = torch.where(q > no_field(q), h0 * inverse, 1.0), h1 * inverse
         new = torch.stack((e0 * f - e1 * g, e1 * f + e0 * g), 2)
         s.phi[:, sites] = torch.where(move[..., None], new, s.phi[:, sites])
         moved = moved + move.sum(1)
@@ -198,8 +198,8 @@ def _heat_bath_heisenberg(s: Sweep) -> tuple[Tensor, Tensor]:
         rho = reference.sqrt_rn(1.0 - w * w)
         cos, sin = _turn(signed[:, ranks, 1])
         p, m = rho * cos, rho * sin
-        inverse = torch.where(q > 0, 1.0 / k, 0.0)
-        e0, e1, e2 = h0 * inverse, h1 * inverse, torch.where(q > 0, h2 * inverse, 1.0)
+        inverse = torch.where(q > no_field(q), 1.0 / k, 0.0)
+        e0, e1, e2 = h0 * inverse, h1 * inverse, torch.where(q > no_field(q), h2 * inverse, 1.0)
         sign = torch.where(e2 >= 0, 1.0, -1.0).to(e2.dtype)
         a = -1.0 / (sign + e2)
         b = (e0 * e1) * a
@@ -262,9 +262,14 @@ def _reflect(s: Sweep) -> tuple[Tensor, Tensor]:
     for sites, _ in s.by_colour():
         h, phi = s.field(sites), s.phi[:, sites]
         along, q = dot(phi, h), dot(h, h)
-        factor = torch.where(q > 0, (along + along) / q, 0.0)[..., None]
+        factor = torch.where(q > no_field(q), (along + along) / q, 0.0)[..., None]
         s.phi[:, sites] = factor * h - phi
     return s.zeros(), s.zeros()
+
+
+def no_field(q: Tensor) -> float:
+    """Below this the square of a field has lost its digits, and the field counts as none."""
+    return 1e-30 if q.dtype == torch.float32 else 1e-280
 
 
 def _turn(y: Tensor) -> tuple[Tensor, Tensor]:

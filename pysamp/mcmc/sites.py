@@ -23,7 +23,7 @@ from pysamp.mcmc import fused
 from pysamp.mcmc.base import Info, State, check_start, check_steps, replace
 from pysamp.mcmc.cluster import mean_record
 from pysamp.mcmc.moves import Move, Sweep, move_of
-from pysamp.reference import dot
+from pysamp.reference import dot, renormalises
 from pysamp.target import (
     Counted,
     HasLocal,
@@ -35,7 +35,6 @@ from pysamp.target import (
     log_prob_of,
 )
 
-RENORMALISE = 16  # sweeps after which the lengths of unit spins are set back to 1, to second order
 MAX_HEAT_BATH = 3  # components of unit spins that have a heat bath
 LENGTH = 1e-3  # by which a spin of a start may miss 1
 
@@ -298,6 +297,6 @@ def _run(
             moved, bad = move(sweep)
             if refuses:
                 tally.add(moved, bad, proposed)
-            if spins and m > 1 and (counter + 1) % RENORMALISE == 0:
+            if spins and m > 1 and renormalises(counter):
                 phi.mul_((1.5 - dot(phi, phi) * 0.5)[..., None])
         yield x

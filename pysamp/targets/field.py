@@ -23,6 +23,7 @@ from torch import Tensor
 from pysamp import ops, reference
 from pysamp.capabilities import NativeEnergy
 
+BLOCK = 1 << 20  # numbers of a field that are measured at once
 MAX_COMPONENTS = 8  # of the native functors, kMaxComponents of csrc/lattice.h
 
 
@@ -137,6 +138,13 @@ class Lattice:
 
     # ------------------------------------------------------------------------ what is measured
     def record(self, x: Tensor, log_prob: Tensor) -> Tensor:
+        """As `_record`, some rows at a time: it works in float64, several times the size of x."""
+        rows = max(1, BLOCK // (self.n_sites * self.m))
+        parts = zip(x.split(rows), log_prob.split(rows), strict=True)
+        found = [self._record(block, value) for block, value in parts]
+        return torch.cat(found) if len(x) else log_prob.new_empty((0, 9))
+
+    def _record(self, x: Tensor, log_prob: Tensor) -> Tensor:
         """The record (n, 9) of capabilities.HasRecord, summed in float64:
 
         m = (1/V) Σ_x φ_x,   F = (1/(d V²)) Σ_μ |Σ_x φ_x e^{2πi x_μ/L_μ}|²,
@@ -185,7 +193,7 @@ class Lattice:
     def derived(self, mean: Mapping[str, Tensor], beta: float = 1.0) -> dict[str, Tensor]:
         """Response functions from means of observables, of the shapes of these:
 
-            susceptibility β V (⟨m²⟩ − ⟨|m|⟩²),   specific heat β² V (⟨e²⟩ − ⟨e⟩²),
+            susceptibility |β| V (⟨m²⟩ − ⟨|m|⟩²),   specific heat β² V (⟨e²⟩ − ⟨e⟩²),
             Binder 1 − ⟨m⁴⟩ / (3 ⟨m²⟩²),   correlation length √(⟨m²⟩/⟨F⟩ − 1) / (2 sin(π/L)),
 
         the last for periodic lattices of equal extents, NaN where F exceeds m².
@@ -193,7 +201,7 @@ class Lattice:
         v = self.n_sites
         square = mean["magnetisation²"]
         out = {
-            "susceptibility": beta * v * (square - mean["|magnetisation|"] ** 2),
+            "susceptibility": abs(beta) * v * (square - mean["|magnetisation|"] ** 2),
             "specific heat": beta**2 * v * (mean["energy²"] - mean["energy"] ** 2),
             "Binder": 1 - mean["magnetisation⁴"] / (3 * square**2),
         }
@@ -339,6 +347,11 @@ class FieldTarget:
 
     def quartic(self, x: Tensor, sites: Tensor, component: int) -> tuple[Tensor, Tensor, Tensor]:
         return self.field.quartic(x, sites, component)
+
+    @property
+    def zero_means(self) -> tuple[str, ...]:
+        """φ → −φ is a symmetry unless there is a field v₁."""
+        return ("magnetisation",) if self.field.couplings[1] == 0 else ()
 
     def record(self, x: Tensor) -> Tensor:
         return self.field.lattice.record(x, self.log_prob(x))

@@ -50,8 +50,8 @@ class ON:
     β < 0 is the antiferromagnet. The density lives on unit spins only: it has site moves and cluster
     moves, but no score. `log_prob` is defined by the formula for all x.
 
-    Raises ValueError for other dimensions, extents below 2, n outside 1…8, and β = 0, where the energy
-    could not be read off log_prob (take `Tempered(target, 0.0)` for free spins).
+    Raises ValueError for other dimensions, extents below 2, n outside 1…8, and |β| < 1e-6, where the energy
+    could not be read off log_prob in float32 (take `Tempered(target, 0.0)` for free spins).
     """
 
     shape: tuple[int, ...]
@@ -63,10 +63,10 @@ class ON:
         object.__setattr__(self, "shape", lattice_shape(self.shape))
         check_components(self.n)
         check_finite(beta=self.beta)
-        if self.beta == 0:
+        if abs(self.beta) < 1e-6:
             raise ValueError(
-                "beta must not be 0, for the energy is read off log_prob; Tempered(target, 0.0) of "
-                f"another beta has free spins, got beta={self.beta}"
+                "beta must not be 0, nor below 1e-6, for the energy is read off log_prob; "
+                f"Tempered(target, 0.0) of another beta has free spins, got beta={self.beta}"
             )
 
     @staticmethod
@@ -136,6 +136,10 @@ class ON:
     @property
     def couplings(self) -> tuple[float, Tensor]:
         return float(self.beta), neighbours(self.shape, self.periodic)
+
+    @property
+    def zero_means(self) -> tuple[str, ...]:
+        return ("magnetisation",)
 
     # ------------------------------------------------------------------------ what is measured
     def record(self, x: Tensor) -> Tensor:

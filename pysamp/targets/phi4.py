@@ -12,6 +12,7 @@ action of Lüscher and Weisz, Nucl. Phys. B 290, 25 (1987).
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +86,15 @@ class Phi4Chain(FieldTarget):
         return {"phi_mid": mid, "phi_mid²": mid * mid, **of_one_field(record)}
 
 
+def _adjacency_ends(shape: tuple[int, ...], periodic: bool) -> tuple[float, float]:
+    """Largest and least eigenvalue of Σ_{y~x}, the sum over neighbours."""
+    if not periodic:
+        end = sum(2 * math.cos(math.pi / (length + 1)) for length in shape)
+        return end, -end
+    least = sum(2 * math.cos(math.pi * (1 + length % 2 / length)) for length in shape)
+    return 2.0 * len(shape), least
+
+
 @dataclass(frozen=True)
 class Phi4(FieldTarget):
     """Lattice φ⁴ in d = 1, 2 or 3 dimensions, p ∝ e^{−S}, periodic unless `periodic=False` (zeros outside):
@@ -93,7 +103,8 @@ class Phi4(FieldTarget):
 
     An extent of 2 has two bonds between its two sites, x+μ and x−μ being the same site. The mode of a
     field is the sign of its mean, mode 0 the negative one, each of weight ½ by symmetry. Raises
-    ValueError for other dimensions, extents below 2, or λ < 0.
+    ValueError for other dimensions, extents below 2, λ < 0, or λ = 0 with a κ at which the density has no
+    finite integral.
     """
 
     shape: tuple[int, ...]
@@ -106,6 +117,13 @@ class Phi4(FieldTarget):
         check_finite(kappa=self.kappa, lam=self.lam)
         if self.lam < 0:
             raise ValueError(f"lam must not be negative, got {self.lam}")
+        # S at λ = 0 has the eigenvalues 1 − κ a, with a those of the adjacency of the lattice.
+        highest = max(self.kappa * a for a in _adjacency_ends(self.shape, self.periodic))
+        if self.lam == 0 and not highest < 1 - 1e-12:
+            raise ValueError(
+                f"kappa must lie below 1/a where lam = 0, a being {highest / self.kappa:.6g}, an "
+                f"eigenvalue of the sum over neighbours, got {self.kappa}"
+            )
 
     @functools.cached_property
     def field(self) -> QuarticField:
