@@ -17,23 +17,39 @@ def text():
     return README.read_text(encoding="utf-8")
 
 
-def test_the_python_block_runs(text, tmp_path, monkeypatch):
+def blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, flags=re.S)
+
+
+def run(block):
+    """A block that has imported pysamp, without its progress lines."""
+    names = {"ps": ps}
+    block = block.replace("ps.sample(", "ps.sample(progress=False, target=")
+    exec(re.sub(r"(target=\w+, )(\w+)(?=[,)])", r"\1sampler=\2", block), names)
+    return names
+
+
+def test_the_first_python_block_runs(text, tmp_path, monkeypatch):
     """As printed, with fewer draws."""
-    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    block = blocks(text)[0]
     small = block.replace("n_draws=10_000", "n_draws=60").replace("warmup=500", "warmup=60")
     small = small.replace("n_rungs=32", "n_rungs=4")
     assert small.count("60") == 2 and "n_rungs=4" in small
     monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(
-        small.replace("ps.sample(", "ps.sample(progress=False, target=").replace(
-            "target=target, sampler", "target=target, sampler=sampler"
-        ),
-        names,
-    )
+    names = run(small)
     assert names["samples"].x.shape == (4, 60, 100)
     assert (tmp_path / "phi4.png").stat().st_size > 10_000
     assert abs(float(names["weights"].sum()) - 1) < 1e-6
+
+
+def test_the_lattice_block_runs(text):
+    block = (
+        blocks(text)[1].replace("(64, 64)", "(6, 6)").replace("1000", "50").replace("=500", "=20")
+    )
+    names = run(block)
+    assert names["run"].names[0] == "energy"
+    assert names["run"].x.shape[:2] == (64, 50)
+    assert "helicity" in str(names["run"].summary())
 
 
 def test_the_commands(text):

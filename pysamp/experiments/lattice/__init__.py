@@ -1,0 +1,1 @@
+"""Lattice fields against exact solutions, critical points and exponents."""
