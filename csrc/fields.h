@@ -32,7 +32,7 @@ template <class S> bool sites_in_lanes(const SweepCall<S>& call, int64_t bytes_o
 #ifdef _OPENMP
   threads = omp_get_max_threads();
 #endif
-  const double factor = sites >= 4096 ? 1.3 : sites >= 1024 ? 1.6 : 4.5;
+  const double factor = sites >= 4096 ? 1.3 : sites >= 1024 ? 3.0 : 4.5;
   const int64_t helping = rows < threads && sites < 4096 ? rows : threads;
   return double(rows) * factor / double(W * helping) < double((tiles + threads - 1) / threads);
 #endif
