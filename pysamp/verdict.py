@@ -54,7 +54,7 @@ def judge_proposals(facts: dict[str, Any], samples: Samples) -> Iterator[str]:
                 f"{never} of {samples.n_chains} chains never accepted a proposal: they still stand "
                 "where sampling began"
             )
-        elif not facts["accept"] >= LOW_ACCEPT and "scale" in samples.info:
+        elif not facts["accept"] >= LOW_ACCEPT and not _without_scale(samples):
             yield (
                 f"acceptance is only {facts['accept']:.2g}: the step size or width is too large, "
                 "or the proposal is far from the target"
@@ -69,6 +69,12 @@ def judge_proposals(facts: dict[str, Any], samples: Samples) -> Iterator[str]:
             )
     if nonfinite:
         yield f"{nonfinite} proposals had log_prob NaN or +inf and were rejected: check the target"
+
+
+def _without_scale(samples: Samples) -> bool:
+    """Heat baths and flips of Ising spins: what they accept is physics, not a setting."""
+    lattice = samples.info.get("sampler") in ("HeatBath", "Metropolis", "Cycle")
+    return lattice and "scale" not in samples.info
 
 
 def judge_chains(
