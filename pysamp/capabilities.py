@@ -152,6 +152,9 @@ class HasBonds(Protocol):
     def couplings(self) -> tuple[float, Tensor]: ...
 
 
+RECORD = 9  # numbers of a record, kRecord of csrc/measure.h
+
+
 @runtime_checkable
 class HasZeroMeans(Protocol):
     """Names of observables whose mean is 0 by a symmetry of the density."""

@@ -2,10 +2,8 @@
 
 A draw is then the K numbers that `target.from_record` makes of a record (capabilities.HasRecord), or
 those of `target.observables`. A record may be the mean over a window, measured every few of its steps:
-the variance of log p inside the window goes with it, so that ⟨e²⟩, and the specific heat, lose nothing.
-A window that is measured in pieces has the mean of their records, weighted by their sizes w, and
-
-    variance = Σ (w/W) [variance_piece + (mean_piece − mean)²].
+the variance of log p inside the window goes with it, so that ⟨e²⟩, and the specific heat, lose nothing
+(mcmc/records.py).
 """
 
 from __future__ import annotations
@@ -17,8 +15,10 @@ import torch
 from torch import Tensor
 
 from pysamp import rng
+from pysamp.capabilities import RECORD
 from pysamp.mcmc.base import Info, Kernel, State
-from pysamp.plan import RECORD, Plan, of_chains, positive
+from pysamp.mcmc.records import mean_record
+from pysamp.plan import Plan, of_chains, positive
 from pysamp.target import HasObservables, HasRecord, Target
 
 KEEPS = ("x", "observables")
@@ -158,19 +158,6 @@ def finished(target: Target, parts: list[Part], plan: Plan) -> tuple[Tensor, Ten
         return parts[-1].kept, parts[-1].log_prob
     record = mean_record(torch.stack([p.kept for p in parts], 2), [p.measured for p in parts])
     return _stacked(target.from_record(record), plan), record[..., 0]
-
-
-def mean_record(records: Tensor, counts: list[int]) -> Tensor:
-    """The record (…, 9) of a window from those (…, parts, 9) of its parts and their sizes."""
-    if len(counts) == 1:
-        return records[..., 0, :]
-    sizes = torch.tensor(counts, dtype=torch.float64, device=records.device)
-    share = (sizes / sizes.sum())[:, None]
-    double = records.double()
-    mean = (double * share).sum(-2)
-    inside = double[..., 1:2] + (double[..., :1] - mean[..., None, :1]).square()
-    mean[..., 1] = (inside * share).sum(-2)[..., 0]
-    return mean.to(records.dtype)
 
 
 def _stacked(found: dict[str, Tensor], plan: Plan) -> Tensor:

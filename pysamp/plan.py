@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pysamp.capabilities import RECORD
 from pysamp.distributed import World
 from pysamp.mcmc.base import Kernel, Tunable
 from pysamp.mcmc.cycle import Cycle
@@ -23,7 +24,6 @@ N_CHAINS, N_DRAWS, WARMUP = 256, 1000, 500  # defaults
 BLOCK_BYTES = 1 << 26  # of draws made by one fused call, of all chains together: 64 MiB
 BLOCK_STEPS = 128  # of one fused call: amortises its overhead, and a slow target still ticks
 CALL_STEPS = 1 << 16  # the most of one call, whatever thin is: float32 counts exactly to 2^24
-RECORD = 9  # numbers of a record, capabilities.HasRecord
 MAX_CHUNKS = 4096  # files of a run of observables, and so what a kill may cost: 1/4096 of the run
 WORDS = 1 << 32  # chains, and steps, that the counter of the random numbers tells apart
 

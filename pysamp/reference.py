@@ -317,7 +317,7 @@ def lattice_neighbours(shape: tuple[int, ...], periodic: bool) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def _neighbour_sum(x: Tensor, neighbours: Tensor) -> Tensor:
+def neighbour_sum(x: Tensor, neighbours: Tensor) -> Tensor:
     """Σ_y φ_y over neighbours, in the order of the functor: (n, n_sites, m), (k, z) -> (n, k, m)."""
     outside = torch.nn.functional.pad(x, (0, 0, 0, 1))  # zeros
     y = [outside[:, neighbours[:, k]] for k in range(neighbours.shape[1])]
@@ -332,7 +332,7 @@ def _field(x: Tensor, table: Tensor, layout: list[int]) -> tuple[Tensor, Tensor]
     n_sites, z, periodic, m = layout
     field = x.reshape(len(x), n_sites, m)
     if table.numel():
-        return field, _neighbour_sum(field, table.reshape(n_sites, z).long())
+        return field, neighbour_sum(field, table.reshape(n_sites, z).long())
     wrapped = (
         torch.nn.functional.pad(field, (0, 0, 1, 1))
         if not periodic

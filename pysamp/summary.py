@@ -58,7 +58,7 @@ class Summary:
         """For JSON: NaN and infinities become None."""
         keys = ("title", "rows", "times", "derived", "modes", "notes", "verdict")
         out = {key: getattr(self, key) for key in keys}
-        return _jsonable({**out, **self.facts, "ok": not self.verdict})
+        return jsonable({**out, **self.facts, "ok": not self.verdict})
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
@@ -434,13 +434,14 @@ def _whole(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.0f}" if value < 1e7 else f"{value:.1e}"
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """A tree for JSON, which has no NaN or infinity: they become null."""
     if isinstance(value, dict):
-        return {str(k): _jsonable(v) for k, v in value.items()}
+        return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(v) for v in value]
+        return [jsonable(v) for v in value]
     if isinstance(value, Tensor):
-        return _jsonable(value.tolist())
+        return jsonable(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value

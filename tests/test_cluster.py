@@ -14,7 +14,8 @@ import pysamp
 from pysamp import reference, rng
 from pysamp.mcmc import Metropolis
 from pysamp.mcmc.base import replace
-from pysamp.mcmc.cluster import SwendsenWang, Wolff, cluster_labels, mean_record
+from pysamp.mcmc.cluster import SwendsenWang, Wolff, cluster_labels
+from pysamp.mcmc.records import mean_record
 from pysamp.reference import renormalises
 from pysamp.target import Counted, Tempered, Tilted
 from pysamp.targets import EightGaussians, Phi4, Phi4Chain
@@ -406,7 +407,7 @@ def test_records_are_means_over_windows(kernel, dtype):
 def test_the_variance_in_a_window_keeps_its_digits():
     """log p near 10⁶ in float32, with fluctuations of a few units."""
     log_prob = torch.tensor([1e6, 1e6 + 2, 1e6 + 4, 1e6 + 2])
-    record = mean_record([torch.stack([v, *[v * 0] * 8])[None] for v in log_prob])
+    record = mean_record(torch.stack([log_prob, *[log_prob * 0] * 8], -1)[None], [1] * 4)
     assert record[0, :2].tolist() == [1e6 + 2, 2.0]
 
 

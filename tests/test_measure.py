@@ -16,8 +16,9 @@ from pysamp.mcmc import HeatBath, Wolff
 from pysamp.mcmc.base import Info, State
 from pysamp.mcmc.langevin import MALA
 from pysamp.mcmc.metropolis import Metropolis
+from pysamp.mcmc.records import mean_record
 from pysamp.mcmc.tempering import ParallelTempering
-from pysamp.measure import Measures, mean_record
+from pysamp.measure import Measures
 from pysamp.plan import Plan
 from pysamp.samples import Samples
 from pysamp.sampling import resume, sample

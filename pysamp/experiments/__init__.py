@@ -24,6 +24,7 @@ from pysamp import _native, store
 from pysamp.experiments.base import SCALES, Experiment, Progress, with_error
 from pysamp.quickbench import cpu_model
 from pysamp.samples import replace_file
+from pysamp.summary import jsonable
 
 __all__ = ["find", "names", "reproduce", "text", "title"]
 
@@ -93,7 +94,7 @@ def reproduce(
         folder.mkdir(parents=True, exist_ok=True)
         for file, draw in outcome.figures.items():
             draw(folder / file)
-        content = json.dumps(_finite(report), indent=1, ensure_ascii=False) + "\n"
+        content = json.dumps(jsonable(report), indent=1, ensure_ascii=False) + "\n"
         replace_file(folder / "results.json", lambda path: path.write_text(content))
     return report
 
@@ -108,17 +109,6 @@ def _hardware(device: str | None) -> dict[str, Any]:
     if device is not None and torch.device(device).type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN or infinity: they become null."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
 
 
 # ---------------------------------------------------------------------------- text

@@ -15,7 +15,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from pysamp.target import Target
+from pysamp.target import Counted, Target, log_prob_of
+
+LENGTH = 1e-3  # by which a spin of a start may miss the length 1
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,33 @@ def check_start(log_prob: Tensor, first_chain: int = 0) -> None:
             f"x0 has no finite log_prob in {bad.numel()} of {log_prob.numel()} chains: chain "
             f"{first_chain + chain} has log_prob = {float(log_prob[chain])}"
         )
+
+
+def name_of(target: Target) -> str:
+    while isinstance(target, Counted):
+        target = target.base
+    return type(target).__name__
+
+
+def check_spins(x: Tensor, first_chain: int) -> None:
+    """Refuse a start whose spins (..., n_components) have not the length 1."""
+    length = torch.linalg.vector_norm(x, dim=-1).reshape(x.shape[0], -1)
+    exactly = x.shape[-1] == 1  # an Ising spin is never set back to ±1
+    bad = ((length - 1).abs() > (0 if exactly else LENGTH)).nonzero()
+    if len(bad):
+        row, site = (int(i) for i in bad[0])
+        raise ValueError(
+            f"x0 must hold spins of length 1, got length {float(length[row, site]):.6g} at site {site} "
+            f"of chain {first_chain + row}"
+        )
+
+
+def arrived(target: Target, state: State, x: Tensor, info: Info, n: int) -> tuple[State, Info]:
+    """The state at x after n steps, and what is known of them with the densities of kept states."""
+    if info.x is not None and info.log_prob is None:
+        kept = [log_prob_of(target, info.x[:, k]) for k in range(info.x.shape[1])]
+        info = info._replace(log_prob=torch.stack(kept, 1))
+    return replace(state, x=x, log_prob=log_prob_of(target, x), step=state.step + n), info
 
 
 def check_steps(n: int, thin: int | None) -> None:

@@ -25,11 +25,12 @@ from torch import Tensor
 
 from pysamp import reference, rng
 from pysamp.mcmc import fused
-from pysamp.mcmc.base import Info, State, check_start, check_steps, replace
-from pysamp.target import Counted, HasBonds, HasRecord, HasSites, Target, Tempered, log_prob_of
+from pysamp.mcmc.base import Info, State, arrived, check_spins, check_start, check_steps
+from pysamp.mcmc.records import Windows, check_windows
+from pysamp.reference import dot
+from pysamp.target import Counted, HasBonds, HasSites, Target, Tempered, log_prob_of
 
 Rule = Literal["swendsen_wang", "wolff"]
-LENGTH = 1e-3  # by which a spin of a start may miss it
 
 
 @dataclass(frozen=True)
@@ -91,82 +92,43 @@ def _init(target: Target, x: Tensor, seed: int, first_chain: int) -> State:
     model = Model.of(target, x)
     check_start(log_prob, first_chain)
     if model.unit_length:
-        length = torch.linalg.vector_norm(model.by_site(x), dim=2)
-        exactly = model.n_components == 1  # an Ising spin is never set back to ±1
-        off = ((length - 1).abs() > (0 if exactly else LENGTH)).nonzero()
-        if len(off):
-            row, site = (int(i) for i in off[0])
-            raise ValueError(
-                f"x0 must hold spins of length 1, got length {float(length[row, site]):.6g} at site "
-                f"{site} of chain {first_chain + row}"
-            )
+        check_spins(model.by_site(x), first_chain)
     return State(x, log_prob, None, seed, 0, first_chain)
 
 
 def _step(rule: Rule, target: Target, state: State, n: int, thin: int | None) -> tuple[State, Info]:
     check_steps(n, thin)
-    new, info = _run(rule, target, state, n, thin, None)
-    if info.x is not None:
-        kept = [log_prob_of(target, info.x[:, k]) for k in range(info.x.shape[1])]
-        info = info._replace(log_prob=torch.stack(kept, 1))
-    return new, info
+    return arrived(target, state, *_run(rule, target, state, n, thin, None), n)
 
 
 def _measure(
     rule: Rule, target: Target, state: State, n: int, thin: int, every: int
 ) -> tuple[State, Info]:
-    check_steps(n, thin)
-    if not isinstance(every, int) or every < 1 or thin % every:
-        raise ValueError(f"every must divide thin = {thin}, got every = {every}")
-    if not isinstance(target, HasRecord):
-        raise ValueError(f"measure needs a target with a record, got {type(target).__name__}")
-    new, info = _run(rule, target, state, n, thin, every)
+    check_windows(target, n, thin, every)
+    x, info = _run(rule, target, state, n, thin, every)
     assert info.x is not None
-    return new, info._replace(log_prob=info.x[..., 0])
+    return arrived(target, state, x, info._replace(log_prob=info.x[..., 0]), n)
 
 
 def _run(
     rule: Rule, target: Target, state: State, n: int, thin: int | None, every: int | None
-) -> tuple[State, Info]:
+) -> tuple[Tensor, Info]:
     """n steps; Info.x has every thin-th x, or with `every` the records of windows of thin steps."""
     model = Model.of(target, state.x)
     done = fused.clusters(target, state, rule, n, thin, every)
-    x, info = _run_torch(rule, model, target, state, n, thin, every) if done is None else done
-    return replace(state, x=x, log_prob=log_prob_of(target, x), step=state.step + n), info
-
-
-def _run_torch(
-    rule: Rule, model: Model, target: Target, state: State, n: int, thin: int | None,
-    every: int | None,
-) -> tuple[Tensor, Info]:  # fmt: skip
+    if done is not None:
+        return done
+    windows = Windows(target, thin, every) if thin and every else None
     x, size = state.x, torch.zeros_like(state.log_prob)
     kept: list[Tensor] = []
-    window: list[Tensor] = []
     for k, (x, share) in enumerate(_moves(rule, model, state, n), 1):
         size = size + share
-        if every and k % every == 0 and isinstance(target, HasRecord):
-            window.append(target.record(x))
-        if thin and k % thin == 0:
-            kept.append(mean_record(window) if every else x)
-            window = []
-    extra = {"cluster_size": size / n}
-    return x, Info(torch.ones_like(size), extra, torch.stack(kept, 1) if thin else None)
-
-
-def mean_record(records: list[Tensor]) -> Tensor:
-    """The record (n, 9) of a window, column 1 the variance of log p in it, as csrc/measure.h has it."""
-    first = records[0][:, 0]
-    total, squares = torch.zeros_like(records[0]), torch.zeros_like(first)
-    for record in records:
-        shift = record[:, 0] - first  # sums of log p itself would lose its fluctuations
-        total = total + torch.cat((shift[:, None], record[:, 1:]), 1)
-        squares = squares + shift * shift
-    share = first.new_tensor(1.0) / len(records)
-    out = total * share
-    variance = squares * share - out[:, 0] * out[:, 0]
-    out[:, 0] = first + out[:, 0]
-    out[:, 1] = variance.clamp_min(0.0)
-    return out
+        if windows is not None:
+            windows.add(x)
+        elif thin and k % thin == 0:
+            kept.append(x)
+    found = windows.records() if windows is not None else torch.stack(kept, 1) if thin else None
+    return x, Info(torch.ones_like(size), {"cluster_size": size / n}, found)
 
 
 # ---------------------------------------------------------------------------- the move
@@ -221,7 +183,7 @@ def _moves(rule: Rule, model: Model, state: State, n: int) -> Iterator[tuple[Ten
             "first_chain": state.first_chain, "device": phi.device,
         }  # fmt: skip
         direction = _direction(m, at, phi) if m > 1 else None  # (rows, m)
-        sigma = phi[..., 0] if direction is None else _along(phi, direction)  # (rows, V)
+        sigma = phi[..., 0] if direction is None else dot(phi, direction[:, None, :])  # (rows, V)
         log_u = rng.log_uniform((rows, v, 4), dtype=phi.dtype, **at)
         label = cluster_labels(_active(model, sigma, log_u), model.ahead)  # (rows, V)
         if rule == "wolff":
@@ -237,25 +199,13 @@ def _moves(rule: Rule, model: Model, state: State, n: int) -> Iterator[tuple[Ten
         turned = -phi if direction is None else phi - twice * direction[:, None, :]
         phi = torch.where(turn[..., None], turned, phi)
         if model.unit_length and m > 1 and reference.renormalises(step):
-            phi = phi * (1.5 - _dot(phi, phi) * 0.5)[..., None]
+            phi = phi * (1.5 - dot(phi, phi) * 0.5)[..., None]
         yield phi.reshape(state.x.shape), size
 
 
 def _direction(m: int, at: dict[str, Any], like: Tensor) -> Tensor:
     xi = rng.normal((like.shape[0], m), substep=1, dtype=like.dtype, **at)
-    return xi * (1.0 / reference.sqrt_rn(_dot(xi, xi)))[:, None]
-
-
-def _along(phi: Tensor, direction: Tensor) -> Tensor:
-    return _dot(phi, direction[:, None, :])
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Σ_c a_c b_c in the order of c."""
-    total = a[..., 0] * b[..., 0]
-    for c in range(1, a.shape[-1]):
-        total = total + a[..., c] * b[..., c]
-    return total
+    return xi * (1.0 / reference.sqrt_rn(dot(xi, xi)))[:, None]
 
 
 def _active(model: Model, sigma: Tensor, log_u: Tensor) -> Tensor:
@@ -287,4 +237,4 @@ def cluster_labels(active: Tensor, ahead: Tensor) -> Tensor:
         label = lower
 
 
-__all__ = ["SwendsenWang", "Wolff", "cluster_labels", "mean_record"]
+__all__ = ["SwendsenWang", "Wolff", "cluster_labels"]

@@ -8,6 +8,7 @@ kernel runs its torch text. That text is the definition; the call gives the same
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 from types import ModuleType
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pysamp import _native
+from pysamp.capabilities import RECORD
 from pysamp.mcmc.base import Info, State, replace
 from pysamp.target import Counted, NativeEnergy, Target, Tempered, Tilted
 
@@ -196,9 +198,7 @@ def sweeps(
     if every is not None and (found.beta is not None or found.centre is not None):
         return None  # records are those of the density itself
     colours = target.site_colours  # type: ignore[attr-defined]
-    starts = [0]
-    for colour in colours:
-        starts.append(starts[-1] + len(colour))
+    starts = [0, *itertools.accumulate(map(len, colours))]
     kept = _Kept(found, state, n, thin, every)
     out = torch.empty_like(kept.x)
     accept, nonfinite = torch.empty((2, len(out)), dtype=out.dtype, device=out.device)
@@ -267,9 +267,6 @@ class _Kept:
         if self.trace is None:
             return None
         return self.trace.reshape(*self.trace.shape[:2], *self.event)
-
-
-RECORD = 9  # numbers of a record, kRecord of csrc/measure.h
 
 
 @functools.lru_cache(maxsize=16)

@@ -20,23 +20,29 @@ import torch
 from torch import Tensor
 
 from pysamp.mcmc import fused
-from pysamp.mcmc.base import Info, State, check_start, check_steps, replace
-from pysamp.mcmc.cluster import mean_record
+from pysamp.mcmc.base import (
+    Info,
+    State,
+    arrived,
+    check_spins,
+    check_start,
+    check_steps,
+    name_of,
+)
 from pysamp.mcmc.moves import Move, Sweep, move_of
+from pysamp.mcmc.records import Windows, check_windows
 from pysamp.reference import dot, renormalises
 from pysamp.target import (
     Counted,
     HasLocal,
     HasLocalField,
     HasQuartic,
-    HasRecord,
     HasSites,
     Target,
     log_prob_of,
 )
 
 MAX_HEAT_BATH = 3  # components of unit spins that have a heat bath
-LENGTH = 1e-3  # by which a spin of a start may miss 1
 
 
 # ---------------------------------------------------------------------------- what the kernels call
@@ -57,11 +63,7 @@ def sweeps(
             if thin and k % thin == 0:
                 kept.append(x.clone())
         done = x, tally.info(n, torch.stack(kept, 1) if thin else None)
-    x, found = done
-    if found.x is not None:
-        at = [log_prob_of(target, found.x[:, k]) for k in range(found.x.shape[1])]
-        found = found._replace(log_prob=torch.stack(at, 1))
-    return replace(state, x=x, log_prob=log_prob_of(target, x), step=state.step + n), found
+    return arrived(target, state, *done, n)
 
 
 def measure(
@@ -76,15 +78,14 @@ def measure(
     check_windows(target, n, thin, every)
     done = _native(target, state, moves, n, thin, scale, every)
     if done is None:
-        tally, windows = _Tally(target, state, moves), _Windows(target, thin, every)
+        tally, windows = _Tally(target, state, moves), Windows(target, thin, every)
         x = state.x
         for x in _run(target, state, moves, n, scale, tally):
             windows.add(x)
         done = x, tally.info(n, windows.records())
     x, info = done
     assert info.x is not None
-    new = replace(state, x=x, log_prob=log_prob_of(target, x), step=state.step + n)
-    return new, info._replace(log_prob=info.x[..., 0])
+    return arrived(target, state, x, info._replace(log_prob=info.x[..., 0]), n)
 
 
 def measure_steps(
@@ -93,36 +94,13 @@ def measure_steps(
 ) -> tuple[State, Info]:  # fmt: skip
     """`measure` around any `step(state, n)`."""
     check_windows(target, n, thin, every)
-    windows, parts = _Windows(target, thin // every, 1), []
+    windows, parts = Windows(target, thin // every, 1), []
     for _ in range(n // every):
         state, info = step(state, every)
         parts.append(info)
         windows.add(state.x)
     x = windows.records()
     return state, add_up(parts)._replace(x=x, log_prob=x[..., 0])
-
-
-class _Windows:
-    """Records of the states shown to it: of every `every`-th, averaged over `thin` of them."""
-
-    def __init__(self, target: Target, thin: int, every: int) -> None:
-        assert isinstance(target, HasRecord)
-        self.target, self.thin, self.every = target, thin, every
-        self.seen = 0
-        self.waiting: list[Tensor] = []
-        self.closed: list[Tensor] = []
-
-    def add(self, x: Tensor) -> None:
-        self.seen += 1
-        if self.seen % self.every == 0:
-            self.waiting.append(self.target.record(x))
-        if self.seen % self.thin == 0:
-            self.closed.append(mean_record(self.waiting))
-            self.waiting = []
-
-    def records(self) -> Tensor:
-        """(n_chains, windows, 9)"""
-        return torch.stack(self.closed, 1)
 
 
 def add_up(parts: list[Info]) -> Info:
@@ -133,14 +111,6 @@ def add_up(parts: list[Info]) -> Info:
         extra[name] = total if name == "nonfinite" else total / len(parts)
     accept = functools.reduce(torch.add, (part.accept for part in parts))
     return Info(accept / len(parts), extra)
-
-
-def check_windows(target: Target, n: int, thin: int, every: int) -> None:
-    check_steps(n, thin)
-    if not isinstance(every, int) or every < 1 or thin % every:
-        raise ValueError(f"every must divide thin = {thin}, got every = {every}")
-    if not isinstance(target, HasRecord):
-        raise ValueError(f"measure needs a target with a record, got {name_of(target)}")
 
 
 def start(target: Target, x: Tensor, seed: int, first_chain: int) -> State:
@@ -156,25 +126,6 @@ def start(target: Target, x: Tensor, seed: int, first_chain: int) -> State:
 def is_spins(target: Target) -> bool:
     """Whether it lives on vectors of length 1."""
     return isinstance(target, HasSites) and target.unit_length
-
-
-def name_of(target: Target) -> str:
-    while isinstance(target, Counted):
-        target = target.base
-    return type(target).__name__
-
-
-def check_spins(x: Tensor, first_chain: int) -> None:
-    """Refuse a start whose spins (..., n_components) have not the length 1."""
-    length = torch.linalg.vector_norm(x, dim=-1).reshape(x.shape[0], -1)
-    exactly = x.shape[-1] == 1  # an Ising spin is never set back to ±1
-    bad = ((length - 1).abs() > (0 if exactly else LENGTH)).nonzero()
-    if len(bad):
-        row, site = (int(i) for i in bad[0])
-        raise ValueError(
-            f"x0 must hold spins of length 1, got length {float(length[row, site]):.6g} at site {site} "
-            f"of chain {first_chain + row}"
-        )
 
 
 def check_moves(target: Target, moves: tuple[Move, ...]) -> None:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from pysamp import ops, reference
-from pysamp.capabilities import NativeEnergy
+from pysamp.capabilities import RECORD, NativeEnergy
+from pysamp.lattice import binder
 
 BLOCK = 1 << 20  # numbers of a field that are measured at once
 MAX_COMPONENTS = 8  # of the native functors, kMaxComponents of csrc/lattice.h
@@ -129,7 +130,7 @@ class Lattice:
 
     def around(self, x: Tensor, sites: Tensor) -> Tensor:
         """Σ_{y~x} φ_y in the order of the functors: (n, len(sites), m)."""
-        return around(self.by_site(x), self.neighbours(x.device)[sites])
+        return reference.neighbour_sum(self.by_site(x), self.neighbours(x.device)[sites])
 
     def element_colours(self) -> tuple[Tensor, ...]:
         """Elements of the flattened event by colour: a component at a time, its sites by colour."""
@@ -142,7 +143,7 @@ class Lattice:
         rows = max(1, BLOCK // (self.n_sites * self.m))
         parts = zip(x.split(rows), log_prob.split(rows), strict=True)
         found = [self._record(block, value) for block, value in parts]
-        return torch.cat(found) if len(x) else log_prob.new_empty((0, 9))
+        return torch.cat(found) if len(x) else log_prob.new_empty((0, RECORD))
 
     def _record(self, x: Tensor, log_prob: Tensor) -> Tensor:
         """The record (n, 9) of capabilities.HasRecord, summed in float64:
@@ -157,6 +158,7 @@ class Lattice:
         structure, current = torch.zeros((2, x.shape[0]), dtype=phi.dtype, device=phi.device)
         on_grid = phi.reshape(x.shape[0], *self.shape, self.m)
         table = self.neighbours(x.device)
+        outside = torch.nn.functional.pad(phi, (0, 0, 0, 1))  # a zero for the sites outside
         for axis, length in enumerate(self.shape):
             others = [1 + a for a in range(d) if a != axis]
             profile = on_grid.sum(others) if others else on_grid  # (n, L, m)
@@ -166,7 +168,7 @@ class Lattice:
             for wave in (angle.cos(), angle.sin()):
                 structure = structure + (profile * wave[:, None]).sum(1).square().sum(1)
             if self.m > 1:
-                ahead = _with_outside(phi)[:, table[:, 2 * axis + 1]]
+                ahead = outside[:, table[:, 2 * axis + 1]]
                 twist = phi[..., 0] * ahead[..., 1] - phi[..., 1] * ahead[..., 0]
                 current = current + twist.sum(1).square()
         columns = [
@@ -203,27 +205,12 @@ class Lattice:
         out = {
             "susceptibility": abs(beta) * v * (square - mean["|magnetisation|"] ** 2),
             "specific heat": beta**2 * v * (mean["energy²"] - mean["energy"] ** 2),
-            "Binder": 1 - mean["magnetisation⁴"] / (3 * square**2),
+            "Binder": binder(square, mean["magnetisation⁴"]),
         }
         if self.periodic and len(set(self.shape)) == 1:
             ratio = square / mean["structure"] - 1
             out["correlation length"] = ratio.sqrt() / (2 * math.sin(math.pi / self.shape[0]))
         return out
-
-
-def _with_outside(phi: Tensor) -> Tensor:
-    """(n, V, m) -> (n, V + 1, m): a zero for the sites outside."""
-    return torch.nn.functional.pad(phi, (0, 0, 0, 1))
-
-
-def around(phi: Tensor, table: Tensor) -> Tensor:
-    """Sums over the neighbours (k, 2d) of k sites in the order of the functors: (n, k, m)."""
-    outside = _with_outside(phi)
-    y = [outside[:, table[:, k]] for k in range(table.shape[1])]
-    if len(y) == 2:
-        return y[0] + y[1]
-    total = (y[0] + y[1]) + (y[2] + y[3])
-    return total if len(y) == 4 else total + (y[4] + y[5])
 
 
 def others_square(phi: Tensor, component: Tensor | int) -> Tensor:
