@@ -121,7 +121,7 @@ template <class R> HD Pair<R> turn(R y) {
 
 template <class S, int N> struct QuarticMetropolis {
   static constexpr Draws kDraws = Draws::kSignedAndLog;
-  static constexpr bool kRefuses = true, kReflects = false;
+  static constexpr bool kRefuses = true;
   const Quartic<S, N>& e;
   HD int passes() const { return e.n(); }
   template <class T, class R>
@@ -151,7 +151,7 @@ template <class S, int N> struct QuarticMetropolis {
 // v², with v the mode, it is taken most often. Refusals do not depend on the old value.
 template <class S, int N> struct QuarticHeatBath {
   static constexpr Draws kDraws = Draws::kNormalAndLog;
-  static constexpr bool kRefuses = true, kReflects = false;
+  static constexpr bool kRefuses = true;
   const Quartic<S, N>& e;
   HD int passes() const { return e.n(); }
   template <class T, class R>
@@ -188,7 +188,7 @@ template <class S, int N> struct QuarticHeatBath {
 // Over-relaxation: the reflection of φ_x about the sum of its neighbours keeps the energy.
 template <class E, int N> struct Reflection {
   static constexpr Draws kDraws = Draws::kNone;
-  static constexpr bool kRefuses = false, kReflects = true;
+  static constexpr bool kRefuses = false;
   const E& e;
   HD int passes() const { return 1; }
   template <class T, class R>
@@ -220,7 +220,7 @@ template <class R, class E, class T> HD R field_on(const E& e, const T& site, co
 // The Ising spin flips; others turn by an angle within ±width in one coordinate plane, one for each sweep.
 template <class S, int N> struct SpinMetropolis {
   static constexpr Draws kDraws = N == 1 ? Draws::kLogUniform : Draws::kSignedAndLog;
-  static constexpr bool kRefuses = true, kReflects = false;
+  static constexpr bool kRefuses = true;
   const UnitSpins<S, N>& e;
   HD int passes() const { return 1; }
   template <class T, class R>
@@ -253,7 +253,7 @@ template <class S, int N> struct SpinHeatBath;
 
 template <class S> struct SpinHeatBath<S, 1> {
   static constexpr Draws kDraws = Draws::kUniform;
-  static constexpr bool kRefuses = false, kReflects = false;
+  static constexpr bool kRefuses = false;
   const UnitSpins<S, 1>& e;
   HD int passes() const { return 1; }
   template <class T, class R>
@@ -267,7 +267,7 @@ template <class S> struct SpinHeatBath<S, 1> {
 
 template <class S> struct SpinHeatBath<S, 2> {
   static constexpr Draws kDraws = Draws::kSignedAndLog;
-  static constexpr bool kRefuses = true, kReflects = false;
+  static constexpr bool kRefuses = true;
   const UnitSpins<S, 2>& e;
   HD int passes() const { return 1; }
   template <class T, class R>
@@ -290,7 +290,7 @@ template <class S> struct SpinHeatBath<S, 2> {
 
 template <class S> struct SpinHeatBath<S, 3> {
   static constexpr Draws kDraws = Draws::kTwoSigned;
-  static constexpr bool kRefuses = false, kReflects = false;
+  static constexpr bool kRefuses = false;
   const UnitSpins<S, 3>& e;
   HD int passes() const { return 1; }
   template <class T, class R>

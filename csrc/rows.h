@@ -232,7 +232,10 @@ template <class Moves, class S> struct RowSweeps {
       for (int64_t t = 0; t < c.n_steps; ++t) {
         for (int k = 0; k < all.program.n; ++k) {
           mine.sweep = uint32_t((c.step + t) * all.program.n + k);
-          const bool counted = run(group, e, all.program.move[k], x, centre, mine, key, me, counts);
+          bool counted = false;
+          with_move<Moves>(e, all.program.move[k], [&](const auto& made) INLINE {
+            counted = sweep(group, made, x, centre, mine, key, me, counts);
+          });
           if (me == 0 && counted) {
             S moved = 0;
             for (int w = 0; w < threads; ++w) moved += counts[w * 128], bad += counts[w * 128 + 64];
@@ -264,19 +267,6 @@ template <class Moves, class S> struct RowSweeps {
   void from_ranks(const S* from, S* to, int n) const {
     for (int64_t r = 0; r < map.n_sites; ++r)
       for (int a = 0; a < n; ++a) to[all.colours.order[r] * n + a] = from[a * map.stride + r];
-  }
-
-  bool run(const RowGroup<S>& g, const Field& e, Move move, S* x, const S* centre,
-           const Row<R>& row, const Key& key, int me, Buffer<S>& counts) const {
-    if (move == Move::kMetropolis)
-      return sweep(g, typename Moves::Metropolis{e}, x, centre, row, key, me, counts);
-    if (move == Move::kHeatBath) {
-      if constexpr (Moves::kHeatBath)
-        return sweep(g, typename Moves::HeatBath{e}, x, centre, row, key, me, counts);
-    } else if constexpr (Moves::kReflect) {
-      return sweep(g, typename Moves::Reflect{e}, x, centre, row, key, me, counts);
-    }
-    return false;
   }
 
   template <class M>

@@ -163,15 +163,6 @@ template <class Moves, class S> struct Stream {
       }
     return M::kRefuses ? all.colours.start[all.colours.n] * move.passes() : 0;
   }
-  int64_t run(const typename Moves::Field& e, Move move, uint32_t counter) const {
-    if (move == Move::kMetropolis) return sweep(typename Moves::Metropolis{e}, counter);
-    if (move == Move::kHeatBath) {
-      if constexpr (Moves::kHeatBath) return sweep(typename Moves::HeatBath{e}, counter);
-    } else if constexpr (Moves::kReflect) {
-      return sweep(typename Moves::Reflect{e}, counter);
-    }
-    return 0;
-  }
 };
 
 template <class Moves, class S> void run_stream(const Sweeps<Moves, S>& all) {
@@ -192,7 +183,8 @@ template <class Moves, class S> void run_stream(const Sweeps<Moves, S>& all) {
   for (int64_t t = 0; t < c.n_steps; ++t) {
     for (int k = 0; k < all.program.n; ++k) {
       const uint32_t counter = uint32_t((c.step + t) * all.program.n + k);
-      proposals += run.run(e, all.program.move[k], counter);
+      with_move<Moves>(e, all.program.move[k],
+                       [&](const auto& made) { proposals += run.sweep(made, counter); });
       const bool again = Moves::kUnit && renormalises(counter);
       const bool last = k + 1 == all.program.n;
       const bool keeps = last && ((c.trace_x && (t + 1) % c.thin == 0) ||

@@ -24,6 +24,18 @@ struct Program {
   int64_t refusing = 0;  // sweeps of a step that can refuse, counted by the host
 };
 
+// f(the move of this number), if the field has it; the bindings refuse the others.
+template <class Moves, class F>
+HD void with_move(const typename Moves::Field& e, Move move, F&& f) {
+  if (move == Move::kMetropolis) {
+    f(typename Moves::Metropolis{e});
+  } else if (move == Move::kHeatBath) {
+    if constexpr (Moves::kHeatBath) f(typename Moves::HeatBath{e});
+  } else if constexpr (Moves::kReflect) {
+    f(typename Moves::Reflect{e});
+  }
+}
+
 // Rounding lets the lengths of spins drift: after one sweep of 16 they are set back to 1, to second order.
 // Counters are scattered first, since in a cycle those of one kernel may all be even.
 HD bool renormalises(uint32_t counter) { return scatter(counter) >> 28 == 0; }
@@ -102,7 +114,9 @@ template <class Moves, class S> struct Sweeps {
     for (int64_t t = 0; t < c.n_steps; ++t) {
       for (int k = 0; k < program.n; ++k) {
         row.sweep = uint32_t((c.step + t) * program.n + k);
-        run(g, e, program.move[k], x, centre, row, key, accept, bad);
+        with_move<Moves>(e, program.move[k], [&](const auto& made) INLINE {
+          sweep(g, e, made, x, centre, row, key, accept, bad);
+        });
         if (Moves::kUnit && renormalises(row.sweep))
           g.each(e.neighbours.n, [&](int64_t i) INLINE {
             FieldSite<R, Field> site{e, x, centre, i};
@@ -126,19 +140,6 @@ template <class Moves, class S> struct Sweeps {
     row.half_precision = row.precision * S(0.5);
     if (c.scale) row.width = g.load(c.scale);
     return row;
-  }
-
-  template <class G, class R>
-  HD void run(const G& g, const Field& e, Move move, R* x, const R* centre, const Row<R>& row,
-              const Key& key, R& accept, R& bad) const {
-    if (move == Move::kMetropolis) {
-      sweep(g, e, typename Moves::Metropolis{e}, x, centre, row, key, accept, bad);
-    } else if (move == Move::kHeatBath) {
-      if constexpr (Moves::kHeatBath)
-        sweep(g, e, typename Moves::HeatBath{e}, x, centre, row, key, accept, bad);
-    } else if constexpr (Moves::kReflect) {
-      sweep(g, e, typename Moves::Reflect{e}, x, centre, row, key, accept, bad);
-    }
   }
 
   template <class G, class M, class R>
