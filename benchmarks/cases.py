@@ -31,16 +31,20 @@ from benchmarks.single import (
     CHAIN_FLOPS,
     MALA_FLOPS,
     bits_fill,
+    funnel_energy,
     log_uniform_fill,
+    logistic_energy,
     mixture_energy,
     mixture_flops,
     normal_fill,
     phi4_energy,
+    rings_energy,
     soft_energy,
     spins_energy,
     sum32_rows,
     uniform_fill,
 )
+from benchmarks.slips import slips_8_gaussians, slips_phi4
 from pysamp import _native, opponents
 from pysamp.mcmc.hmc import HMC
 from pysamp.mcmc.langevin import MALA, ULA
@@ -357,11 +361,11 @@ CASES: dict[str, Callable[[On], Bench]] = {
     case.__name__: case
     for case in (
         bits_fill, uniform_fill, normal_fill, log_uniform_fill, sum32_rows, phi4_energy,
-        soft_energy, spins_energy, mixture_energy, phi4_2d_16, phi4_2d_64, phi4_3d_16,
-        phi4_2d_16_float64, phi4_2d_16_isa,
+        soft_energy, spins_energy, mixture_energy, rings_energy, funnel_energy, logistic_energy,
+        phi4_2d_16, phi4_2d_64, phi4_3d_16, phi4_2d_16_float64, phi4_2d_16_isa,
         mala_chain, mala_chain_4096, mala_chain_16, ula_chain, hmc_chain, metropolis_chain,
         mala_mixture_8_2, mala_mixture_2_64, mala_mixture_8_64, mala_mixture_16_128,
-        phi4_2d_16_scaling, mala_chain_scaling, first_call,
+        phi4_2d_16_scaling, mala_chain_scaling, first_call, slips_8_gaussians, slips_phi4,
     )
 }  # fmt: skip
 CASES |= lattice.CELLS | layouts.CELLS

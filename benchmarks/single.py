@@ -18,11 +18,11 @@ from torch import Tensor
 from benchmarks.bench import Bench, On
 from pysamp import _native, opponents, ops, rng
 from pysamp.quickbench import CHAIN, SEED, fill_case, mixture_problem, native_on
-from pysamp.targets import ON
+from pysamp.targets import ON, Funnel, LogisticRegression, Rings
 from pysamp.targets.field import native_tensors
 from pysamp.timing import Case, Variant
 
-CHAIN_FLOPS = 18.0  # reference.phi4, value and score: neighbours 1, φ² − 1 2, value 9, score 6
+CHAIN_FLOPS = 18.0  # energies.phi4, value and score: neighbours 1, φ² − 1 2, value 9, score 6
 MALA_FLOPS = CHAIN_FLOPS + 11  # proposal 4, |ξ|² 2, |x − x' − h score'|² 5
 
 
@@ -174,3 +174,62 @@ def mixture_energy(on: On) -> Bench:
     ours, size = target.log_prob_and_score, "8 in 64 dimensions, 4096 chains"
     case = _of_op(on, "mixture_energy", size, "row", 4096, pool, ours, others, "close")
     return Bench(case, flops=mixture_flops(8, 64), step_bytes=8.0 * pool[0].numel())
+
+
+def rings_energy(on: On) -> Bench:
+    """log p and score of four rings; exp and log count as 15 operations each."""
+    target, pool = Rings(), [2 * x for x in _pool(on, (65_536, 2))]
+
+    def density(x: Tensor) -> Tensor:
+        r = torch.linalg.vector_norm(x, dim=1)
+        gap = (r[:, None] - torch.arange(1, 5, device=x.device)) / target.width
+        return torch.logsumexp(-0.5 * gap * gap, 1) - r.log() - target.native.params[2]
+
+    others = {"torch autograd": opponents.by_autograd(density)}
+    ours, n = target.log_prob_and_score, len(pool[0])
+    case = _of_op(on, "rings_energy", "4, 65536 chains", "row", n, pool, ours, others, "close")
+    return Bench(case, flops=4 * (3 + 21) + 30, step_bytes=20.0 * n)
+
+
+def funnel_energy(on: On) -> Bench:
+    """log p and score in ten dimensions."""
+    target, pool = Funnel(), _pool(on, (65_536, 10))
+    inverse, constant = target.native.params
+
+    def eager(x: Tensor) -> tuple[Tensor, Tensor]:
+        z, rest = x[:, 0], x[:, 1:]
+        precision = torch.exp(-z)
+        energy = 0.5 * torch.linalg.vecdot(rest, rest) * precision
+        score = x * precision[:, None].neg()
+        score[:, 0] = energy - 4.5 - z * inverse
+        return -(0.5 * inverse * z * z + 4.5 * z + energy) - constant, score
+
+    ours, n = target.log_prob_and_score, len(pool[0])
+    size, others = "10, 65536 chains", {"torch eager": eager}
+    case = _of_op(on, "funnel_energy", size, "row", n, pool, ours, others, "close")
+    return Bench(case, flops=3 * 9 + 25, step_bytes=84.0 * n)
+
+
+def logistic_energy(on: On) -> Bench:
+    """log p and score of a posterior of the size of the Sonar data: 166 rows of 60 features."""
+    how: dict[str, Any] = {"seed": SEED, "stream": "user", "dtype": torch.float64}
+    u = rng.uniform((166, 61), **how)
+    target, pool = LogisticRegression(u[:, 1:], u[:, 0].round()), _pool(on, (4096, 61))
+    params, _ = target._at(pool[0])
+    signs = 2 * u[:, :1].round() - 1
+    rows = (torch.cat([u[:, 1:], torch.ones_like(signs)], 1) * signs).to(pool[0])
+    precision = torch.cat([params[:1].expand(60), params[1:2]])
+
+    def eager(x: Tensor) -> tuple[Tensor, Tensor]:
+        t, pull = x @ rows.T, x * precision  # (n, 166), (n, 61)
+        log_prob = torch.nn.functional.logsigmoid(t).sum(1) - 0.5 * torch.linalg.vecdot(pull, x)
+        return log_prob - params[2], torch.addmm(pull, t.neg_().sigmoid_(), rows, beta=-1)
+
+    def density(x: Tensor) -> Tensor:
+        t = x @ rows.T
+        return torch.nn.functional.logsigmoid(t).sum(1) - 0.5 * (x * x) @ precision - params[2]
+
+    others = {"torch eager": eager, "torch autograd": opponents.by_autograd(density)}
+    size, ours = "166×61, 4096 chains", target.log_prob_and_score
+    case = _of_op(on, "logistic_energy", size, "row", 4096, pool, ours, others, "close")
+    return Bench(case, flops=166 * (4 * 61 + 25), step_bytes=8.0 * pool[0].numel())

@@ -167,4 +167,7 @@ PYBIND11_MODULE(PYSAMP_MODULE, m, py::mod_gil_not_used()) {
   bind_clusters_of<Spins, float>(m, "spins_clusters", &cluster_spins<float>);
   bind_clusters_of<Spins, double>(m, "spins_clusters", &cluster_spins<double>);
   bind_energy<Mixture>(m, "mixture");
+  bind_energy<Rings>(m, "rings");
+  bind_energy<Funnel>(m, "funnel");
+  bind_energy<Logistic>(m, "logistic");
 }

@@ -216,7 +216,7 @@ template <class S> struct ChainCall {
             const Optional2<S>& centre, const Optional1<S>& precision, uint64_t seed, int64_t step,
             int64_t first_chain, int64_t n_steps, int64_t thin, const View<S, 2>& x_out,
             const View<S, 1>& accept, const View<S, 1>& nonfinite,
-            const std::optional<View<S, 3>>& trace_x) {
+            const std::optional<View<S, 3>>& trace_x, const Optional2<S>& matrix = std::nullopt) {
     const int64_t rows = x.size[0], n = x.size[1];
     check_counters(step, n_steps, first_chain, rows);
     check(n_steps >= 1, "n_steps must be positive, got " + std::to_string(n_steps));
@@ -232,6 +232,11 @@ template <class S> struct ChainCall {
       same<S, 1>(*precision, x.device, {rows}, "precision");
       c.centre = centre->data, c.precision = precision->data;
     }
+    if (matrix) {
+      check(bool(centre), "matrix needs centre and precision");
+      same<S, 2>(*matrix, x.device, {n, n}, "matrix");
+      c.matrix = matrix->data;
+    }
     same<S, 2>(x_out, x.device, {rows, n}, "x_out");
     same<S, 1>(accept, x.device, {rows}, "accept");
     same<S, 1>(nonfinite, x.device, {rows}, "nonfinite");
@@ -244,29 +249,40 @@ template <class S> struct ChainCall {
   }
 };
 
+enum class Needs {
+  kScore,
+  kNoScore,
+  kAny
+};  // kAny: a chain that evaluates at the start without one
+
 template <template <class> class E, class S>
 void bind_chain(py::module_& m, const std::string& name, typename Entry<E, S>::Call* call,
-                bool needs_score = true) {
+                Needs needs = Needs::kScore) {
   m.def(name.c_str(),
-        [call, needs_score](
-            View<S, 2> x, View<S, 1> log_prob, Optional2<S> score, View<S, 1> scale,
+        [call, needs](
+            View<S, 2> x, Optional1<S> log_prob, Optional2<S> score, View<S, 1> scale,
             View<S, 1> params, View<int32_t, 1> table, const std::vector<int64_t>& layout,
-            Optional1<S> beta, Optional2<S> centre, Optional1<S> precision, uint64_t seed,
-            int64_t step, int64_t first_chain, int64_t n_steps, int64_t thin, int64_t n_leapfrog,
-            std::array<double, 4> adapt, View<S, 2> x_out, View<S, 1> log_prob_out,
-            Optional2<S> score_out, View<S, 1> accept, View<S, 1> nonfinite, Optional1<S> scale_out,
-            std::optional<View<S, 3>> trace_x, Optional2<S> trace_log_prob) {
+            Optional1<S> beta, Optional2<S> centre, Optional1<S> precision, Optional2<S> matrix,
+            uint64_t seed, int64_t step, int64_t first_chain, int64_t n_steps, int64_t thin,
+            int64_t n_leapfrog, std::array<double, 4> adapt, int64_t n_mean, View<S, 2> x_out,
+            View<S, 1> log_prob_out, Optional2<S> score_out, View<S, 1> accept,
+            View<S, 1> nonfinite, Optional1<S> scale_out, std::optional<View<S, 3>> trace_x,
+            Optional2<S> trace_log_prob, Optional2<S> mean_out) {
           const auto energy = make_energy<E, S>(params, table, layout, x.size[1]);
           ChainCall<S> all(x, scale, beta, centre, precision, seed, step, first_chain, n_steps,
-                           thin, x_out, accept, nonfinite, trace_x);
+                           thin, x_out, accept, nonfinite, trace_x, matrix);
           Chains<S>& c = all.c;
           const int64_t rows = x.size[0], n = x.size[1];
-          same<S, 1>(log_prob, x.device, {rows}, "log_prob");
           same<S, 1>(log_prob_out, x.device, {rows}, "log_prob_out");
-          c.log_prob = log_prob.data, c.log_prob_out = log_prob_out.data;
+          c.log_prob_out = log_prob_out.data;
           check(bool(score) == bool(score_out), "score and score_out go together");
-          check(bool(score) == needs_score,
-                needs_score ? "score: this chain needs it" : "score: this chain takes none");
+          check(needs != Needs::kScore || score, "score: this chain needs it");
+          check(needs != Needs::kNoScore || !score, "score: this chain takes none");
+          check(log_prob || (needs == Needs::kAny && !score), "log_prob: this chain needs it");
+          if (log_prob) {
+            same<S, 1>(*log_prob, x.device, {rows}, "log_prob");
+            c.log_prob = log_prob->data;
+          }
           if (score) {
             same<S, 2>(*score, x.device, {rows, n}, "score");
             same<S, 2>(*score_out, x.device, {rows, n}, "score_out");
@@ -280,6 +296,12 @@ void bind_chain(py::module_& m, const std::string& name, typename Entry<E, S>::C
             check(bool(trace_x), "trace_log_prob needs trace_x");
             same<S, 2>(*trace_log_prob, x.device, {rows, n_steps / thin}, "trace_log_prob");
             c.trace_log_prob = trace_log_prob->data;
+          }
+          if (mean_out) {
+            check(needs == Needs::kAny, "mean_out: this chain takes no means");
+            check(n_mean >= 1 && n_mean <= n_steps, "n_mean must lie in 1 … n_steps");
+            same<S, 2>(*mean_out, x.device, {rows, n}, "mean_out");
+            c.mean_out = mean_out->data, c.n_mean = n_mean;
           }
           check(n_leapfrog >= 1, "n_leapfrog must be positive, got " + std::to_string(n_leapfrog));
           c.n_leapfrog = n_leapfrog;
@@ -357,14 +379,14 @@ template <template <class> class E> void bind_energy(py::module_& m, const std::
   m.attr("device") = kModuleDevice == Device::kCuda ? "cuda" : "cpu";
   bind_evaluate<E, float>(m, name + "_log_prob_and_score");
   bind_evaluate<E, double>(m, name + "_log_prob_and_score");
-  bind_chain<E, float>(m, name + "_mala", &Entry<E, float>::mala);
-  bind_chain<E, double>(m, name + "_mala", &Entry<E, double>::mala);
+  bind_chain<E, float>(m, name + "_mala", &Entry<E, float>::mala, Needs::kAny);
+  bind_chain<E, double>(m, name + "_mala", &Entry<E, double>::mala, Needs::kAny);
   bind_chain<E, float>(m, name + "_ula", &Entry<E, float>::ula);
   bind_chain<E, double>(m, name + "_ula", &Entry<E, double>::ula);
   bind_chain<E, float>(m, name + "_hmc", &Entry<E, float>::hmc);
   bind_chain<E, double>(m, name + "_hmc", &Entry<E, double>::hmc);
-  bind_chain<E, float>(m, name + "_metropolis", &Entry<E, float>::metropolis, false);
-  bind_chain<E, double>(m, name + "_metropolis", &Entry<E, double>::metropolis, false);
+  bind_chain<E, float>(m, name + "_metropolis", &Entry<E, float>::metropolis, Needs::kNoScore);
+  bind_chain<E, double>(m, name + "_metropolis", &Entry<E, double>::metropolis, Needs::kNoScore);
 }
 
 // Bind NAME_sites, for functors with `local`.

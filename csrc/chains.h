@@ -19,9 +19,12 @@ template <class S> struct Chains {
   const S* scale = nullptr;                          // step size or proposal half-width, per row
   const S* beta = nullptr;                           // (rows)
   const S *centre = nullptr, *precision = nullptr;   // (rows, n), (rows)
+  const S* matrix = nullptr;                         // (n, n), symmetric
   S factor = 1, cap = 0, log_low = 0, log_high = 0;  // per-chain adaptation of MALA; factor 1: none
   S *x_out = nullptr, *log_prob_out = nullptr, *score_out = nullptr;
   S *accept = nullptr, *nonfinite = nullptr, *scale_out = nullptr;  // (rows)
+  S* mean_out = nullptr;  // (rows, n): of the last n_mean states
+  int64_t n_mean = 0;
   S *trace_x = nullptr,
     *trace_log_prob = nullptr;  // (rows, n_steps / thin, n), (rows, n_steps / thin)
 };
@@ -37,14 +40,19 @@ template <class R> struct Arrays {
   }
 };
 HD int64_t field_size(int64_t n) { return n + kOutside; }  // a field and the zeros outside it
+template <class S> HD int64_t posterior_size(const Chains<S>& c) {
+  return ((c.centre ? 1 : 0) + (c.matrix ? 1 : 0)) * field_size(c.n);
+}
 
 template <class G, template <class> class E, class S>
-HD Posterior<E<S>, typename G::Real> make_posterior(const G& g, const Energy<S>& energy,
-                                                    const Chains<S>& c,
-                                                    Arrays<typename G::Real>& arrays) {
+HD Posterior<E<S>, typename G::Real, S> make_posterior(const G& g, const Energy<S>& energy,
+                                                       const Chains<S>& c,
+                                                       Arrays<typename G::Real>& arrays) {
   using R = typename G::Real;
-  Posterior<E<S>, R> p{E<S>(energy), c.n,    c.beta != nullptr, c.centre != nullptr, R{}, R{},
-                       R{},          nullptr};
+  Posterior<E<S>, R, S> p{
+      E<S>(energy), c.n,    c.beta != nullptr, c.centre != nullptr, R{}, R{}, R{}, nullptr,
+      c.matrix,     nullptr};
+  if (c.matrix) p.pull = arrays.take(field_size(c.n));
   if (p.tempered) p.beta = g.load(c.beta);
   if (p.tilted) {
     p.precision = g.load(c.precision);
@@ -105,12 +113,12 @@ template <template <class> class E, class S> struct Evaluate {
 };
 
 // Langevin proposals x' = x + h ∇log p(x) + √(2h) ξ, with the Metropolis–Hastings correction (MALA) or
-// without (ULA).
+// without (ULA). Without a score log p is evaluated at the start.
 template <template <class> class E, class S, bool adjusted> struct Langevin {
   Energy<S> energy;
   Chains<S> c;
   static int64_t reals(const Chains<S>& c) {
-    return (c.centre ? 5 : 4) * field_size(c.n) + padded(c.n);
+    return posterior_size(c) + (c.mean_out ? 5 : 4) * field_size(c.n) + padded(c.n);
   }
   template <class G> HD void operator()(const G& g, typename G::Real* scratch) const {
     using R = typename G::Real;
@@ -120,13 +128,21 @@ template <template <class> class E, class S, bool adjusted> struct Langevin {
     R *x = arrays.take(field_size(n)), *s = arrays.take(field_size(n));
     R *y = arrays.take(field_size(n)), *sy = arrays.take(field_size(n));
     R* z = arrays.take(padded(n));
+    R* mean = c.mean_out ? arrays.take(field_size(n)) : nullptr;
     g.load(c.x, n, x);
-    g.load(c.score, n, s);
     zero_slot(x, n);
     zero_slot(y, n);
-    R lp = g.load(c.log_prob), h = g.load(c.scale), accept{}, nonfinite{};
+    R lp{}, h = g.load(c.scale), accept{}, nonfinite{};
     const Key key = make_key(c.seed);
+    if (mean) g.each(n, [&](int64_t i) INLINE { mean[i] = R{}; });
     g.sync();
+    if (c.score) {
+      g.load(c.score, n, s);
+      lp = g.load(c.log_prob);
+      g.sync();
+    } else {
+      lp = p.log_prob_and_score(g, x, s);
+    }
     for (int64_t t = 0; t < c.n_steps; ++t) {
       const uint32_t stream = uint32_t(pysamp_streams::LANGEVIN) << 24;
       const R log_u = draw<true>(g, key, uint32_t(c.step + t), stream, n, z);
@@ -150,6 +166,8 @@ template <template <class> class E, class S, bool adjusted> struct Langevin {
         s[i] = select(move, sy[i], s[i]);
       });
       lp = select(move, ly, lp);
+      if (mean && t >= c.n_steps - c.n_mean)
+        g.each(n, [&](int64_t i) INLINE { mean[i] = mean[i] + x[i]; });
       accept = accept + acceptance(r, finite);
       nonfinite = nonfinite + select(finite, R{}, R{} + S(1));
       if (adjusted && c.factor != S(1)) {
@@ -159,8 +177,13 @@ template <template <class> class E, class S, bool adjusted> struct Langevin {
       trace(g, c, t + 1, x, lp);
     }
     finish(g, c, x, lp, accept, nonfinite);
-    g.store(c.score_out, 0, 1, n, s);
+    if (c.score_out) g.store(c.score_out, 0, 1, n, s);
     if (c.scale_out) g.store(c.scale_out, h);
+    if (mean) {
+      const S count = S(c.n_mean);
+      g.each(n, [&](int64_t i) INLINE { mean[i] = mean[i] / count; });
+      g.store(c.mean_out, 0, 1, n, mean);
+    }
   }
 };
 // Hamiltonian Monte Carlo: unit masses, L leapfrog steps of size ε from fresh momenta.
@@ -168,7 +191,7 @@ template <template <class> class E, class S> struct Hmc {
   Energy<S> energy;
   Chains<S> c;
   static int64_t reals(const Chains<S>& c) {
-    return (c.centre ? 5 : 4) * field_size(c.n) + padded(c.n);
+    return posterior_size(c) + 4 * field_size(c.n) + padded(c.n);
   }
   template <class G> HD void operator()(const G& g, typename G::Real* scratch) const {
     using R = typename G::Real;
@@ -228,7 +251,7 @@ template <template <class> class E, class S> struct Metropolis {
   Energy<S> energy;
   Chains<S> c;
   static int64_t reals(const Chains<S>& c) {
-    return (c.centre ? 3 : 2) * field_size(c.n) + padded(c.n);
+    return posterior_size(c) + 2 * field_size(c.n) + padded(c.n);
   }
   template <class G> HD void operator()(const G& g, typename G::Real* scratch) const {
     using R = typename G::Real;
@@ -275,7 +298,7 @@ template <template <class> class E, class S> struct Sites {
   Energy<S> energy;
   Chains<S> c;
   Colours colours;
-  static int64_t reals(const Chains<S>& c) { return (c.centre ? 2 : 1) * field_size(c.n); }
+  static int64_t reals(const Chains<S>& c) { return posterior_size(c) + field_size(c.n); }
   template <class G> HD void operator()(const G& g, typename G::Real* scratch) const {
     using R = typename G::Real;
     constexpr int per_block = G::kSize / 2;

@@ -3,7 +3,9 @@
 #include "chains.h"
 #include "clusters.h"
 #include "fields.h"
+#include "logistic.h"
 #include "mixture.h"
+#include "toy.h"
 
 namespace PYSAMP_NS {
 
@@ -29,6 +31,12 @@ extern template struct Entry<Soft, float>;
 extern template struct Entry<Soft, double>;
 extern template struct Entry<Mixture, float>;
 extern template struct Entry<Mixture, double>;
+extern template struct Entry<Rings, float>;
+extern template struct Entry<Rings, double>;
+extern template struct Entry<Funnel, float>;
+extern template struct Entry<Funnel, double>;
+extern template struct Entry<Logistic, float>;
+extern template struct Entry<Logistic, double>;
 extern template void evaluate<Spins, float>(const Energy<float>&, const Chains<float>&);
 extern template void evaluate<Spins, double>(const Energy<double>&, const Chains<double>&);
 

@@ -16,5 +16,8 @@ enum Stream : uint32_t {
   SWAP = 14,      // exchanges of parallel tempering
   RESAMPLE = 15,  // resampling by weights
   CLUSTER = 16,   // bonds, coins, directions and seeds of cluster moves
+  OBSERVATION = 17,  // noise of the observation process of stochastic localisation
+  IMPORTANCE = 18,   // points of importance-sampling estimates
+  DIFFUSION = 19,    // noise of other stochastic differential equations
 };
 }

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         SwendsenWang,
         Wolff,
     )
+    from pysamp.samplers import AIS, OAT, RDMC, SLIPS, SMC, GaussianVI, Importance
     from pysamp.samples import Samples
     from pysamp.sampling import resume, sample
     from pysamp.selftest import doctor
@@ -56,6 +57,13 @@ _HOME = {
     "ParallelTempering": "mcmc",
     "SwendsenWang": "mcmc",
     "Wolff": "mcmc",
+    "AIS": "samplers",
+    "GaussianVI": "samplers",
+    "Importance": "samplers",
+    "OAT": "samplers",
+    "RDMC": "samplers",
+    "SLIPS": "samplers",
+    "SMC": "samplers",
     "resume": "sampling",
     "sample": "sampling",
     "Samples": "samples",
@@ -67,17 +75,24 @@ _HOME = {
 }
 
 __all__ = [
+    "AIS",
     "Boltzmann",
     "Counted",
     "Cycle",
+    "GaussianVI",
     "HMC",
     "HeatBath",
+    "Importance",
     "MALA",
     "Metropolis",
     "Multiplicative",
     "NativeEnergy",
+    "OAT",
     "OverRelaxation",
     "ParallelTempering",
+    "RDMC",
+    "SLIPS",
+    "SMC",
     "Samples",
     "SwendsenWang",
     "Tempered",

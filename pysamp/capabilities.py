@@ -79,6 +79,17 @@ class HasLogZ(Protocol):
 
 
 @runtime_checkable
+class HasMoments(Protocol):
+    """The first two moments: mean (*event_shape), covariance (d, d) of the flattened event; float64."""
+
+    @property
+    def mean(self) -> Tensor: ...
+
+    @property
+    def covariance(self) -> Tensor: ...
+
+
+@runtime_checkable
 class HasObservables(Protocol):
     """Named physical quantities, one number (n,) per configuration."""
 

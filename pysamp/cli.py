@@ -273,6 +273,10 @@ def reproduce(
             "--out", metavar="DIR", help="For results.json and figures; default: runs/NAME."
         ),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="Files that the experiment needs, if any."),
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Published or exact numbers beside ours; exit code 1 if one is missed."""
@@ -284,7 +288,7 @@ def reproduce(
         return 0
     folder = out or Path("runs") / name
     report = experiments.reproduce(
-        name, scale=scale, seed=seed, device=device, out=folder, progress=_note
+        name, scale=scale, seed=seed, device=device, out=folder, data=data, progress=_note
     )
     _report(report, experiments.text, as_json)
     if not as_json:
@@ -296,6 +300,59 @@ def _note(line: str) -> None:
     """What is being done now, beside the results: to stderr."""
     if _rank() == 0:
         print(line, file=sys.stderr, flush=True)
+
+
+@app.command()
+def evaluate(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE.yaml|DIR", help="What to compare, or the folder of results."),
+    ],
+    override: Annotated[
+        list[str] | None,
+        typer.Option("-o", metavar="KEY=VALUE", help="E.g. n=1024; may repeat."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Default: runs/evaluate/ and FILE's name."),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Samplers on targets whose answer is known; exit code 1 if a run failed."""
+    from pysamp import evaluate
+    from pysamp.evaluate import file as evaluation_file
+    from pysamp.evaluate import plots
+
+    if file.is_dir():
+        if override or out is not None:
+            raise ValueError(f"-o and --out have no meaning for the folder {file}")
+        folder, rows = file, evaluate.read(file)
+    else:
+        described = evaluation_file.load(file, override or ())
+        folder = out or Path(described.out or Path("runs") / "evaluate" / file.stem)
+        try:
+            rows = evaluate.suite(
+                described.problems, described.samplers, **described.settings, out=folder,
+                progress=_note_of_rank,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            raise FailedError("interrupted; the same command goes on") from None
+    failed = sum(row["status"] == "failed" for row in rows)
+    figures = [str(path) for path in plots.figures(rows, folder)] if _rank() == 0 else []
+    if as_json:
+        cells = [cell.to_dict() for cell in evaluate.aggregate(rows)]
+        _say_json({"folder": str(folder), "failed": failed, "figures": figures, "cells": cells})
+    else:
+        _say(evaluate.table(rows))
+        for path in figures:
+            _say(f"figure      {path}")
+        _say(f"rows        {folder}")
+    return 1 if failed else 0
+
+
+def _note_of_rank(line: str) -> None:
+    """What a process that runs its own share of the work is doing: to stderr."""
+    print(line, file=sys.stderr, flush=True)
 
 
 @app.command()

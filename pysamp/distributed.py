@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 LINE_SECONDS = 10.0  # between two lines of progress in a log file
+_alone = ContextVar("alone", default=False)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,10 @@ def world() -> World:
 
     A group that the caller has initialised is used as it is. Otherwise: gloo, with nccl for tensors
     on CUDA where there is CUDA. Call it in every process, before the first use of CUDA.
+    Inside `alone` it is the one process of a run of its own.
     """
+    if _alone.get():
+        return World()
     if dist.is_available() and dist.is_initialized():
         rank, size = dist.get_rank(), dist.get_world_size()
         return World(rank, size, _number("LOCAL_RANK", rank))
@@ -50,6 +55,19 @@ def world() -> World:
         torch.cuda.set_device(me.local_rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     return me
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """What is sampled inside is a run of this process alone, whatever the others do meanwhile.
+
+    It is for sharing out whole runs. Name the device: the local rank no longer picks it.
+    """
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def _number(name: str, default: int | None) -> int:

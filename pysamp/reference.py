@@ -1,6 +1,6 @@
-"""The torch definition of every native op: oracle of its tests, fallback, fake kernel, gradient.
+"""The torch definition of native random numbers, sums and elementary functions, and what lattices share.
 
-Each function states its operations in the order of the C++ functor of the same name, one rounding
+Each function states its operations in the order of the C++ function of the same name, one rounding
 each, so that both give the same bits where the design asks for it (levels A and B). torch.sqrt on the
 CPU is not correctly rounded everywhere, hence `sqrt_rn`. Random numbers are Philox4x32-10 (Salmon,
 Moraes, Dror, Shaw, SC 2011, doi 10.1145/2063384.2063405).
@@ -297,7 +297,7 @@ def sum32(x: Tensor) -> Tensor:
     return part[:, 0]
 
 
-# --- φ⁴ (csrc/phi4.h) ------------------------------------------------------------------------------
+# --- Lattices (csrc/lattice.h, csrc/sweeps.h) ------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=64)
@@ -327,39 +327,12 @@ def neighbour_sum(x: Tensor, neighbours: Tensor) -> Tensor:
     return total if len(y) == 4 else total + (y[4] + y[5])
 
 
-def _field(x: Tensor, table: Tensor, layout: list[int]) -> tuple[Tensor, Tensor]:
-    """The field as (n, n_sites, components), and its sum over neighbours."""
-    n_sites, z, periodic, m = layout
-    field = x.reshape(len(x), n_sites, m)
-    if table.numel():
-        return field, neighbour_sum(field, table.reshape(n_sites, z).long())
-    wrapped = (
-        torch.nn.functional.pad(field, (0, 0, 1, 1))
-        if not periodic
-        else torch.cat((field[:, -1:], field, field[:, :1]), dim=1)
-    )
-    return field, wrapped[:, :-2] + wrapped[:, 2:]
-
-
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Σ_c a_c b_c over the last axis, in the order of the components."""
     total = a[..., 0] * b[..., 0]
     for c in range(1, a.shape[-1]):
         total = total + a[..., c] * b[..., c]
     return total
-
-
-def phi4(x: Tensor, params: Tensor, table: Tensor, layout: list[int]) -> tuple[Tensor, Tensor]:
-    """log p and its gradient of csrc/phi4.h; x: (n, n_sites · m), layout: (n_sites, z, periodic, m)."""
-    field, around = _field(x, table, layout)
-    j, v1, v2, v4, shift = params.unbind()
-    q = dot(field, field)
-    w = q - shift
-    z = float(layout[1])
-    square, linear = (j * 0.5) * z + v2, (j * z + v2 * 2.0) - (v4 * 4.0) * shift
-    site = dot(field, v1 - around * (j * 0.5)) + (q * square + w * w * v4)
-    score = (around * j - v1) - field * (q * (v4 * 4.0) + linear)[..., None]
-    return -sum32(site), score.reshape(x.shape)
 
 
 def scatter(counter: int) -> int:
@@ -370,26 +343,3 @@ def scatter(counter: int) -> int:
 def renormalises(counter: int) -> bool:
     """Whether the lengths of spins are set back to 1 after this sweep: one in 16."""
     return scatter(counter) >> 28 == 0
-
-
-def spins(x: Tensor, params: Tensor, table: Tensor, layout: list[int]) -> tuple[Tensor, Tensor]:
-    """log p and its gradient in all of R^{n_sites · m} of csrc/spins.h; layout as of `phi4`."""
-    field, around = _field(x, table, layout)
-    (j,) = params.unbind()
-    return sum32(dot(field, around) * (j * 0.5)), (around * j).reshape(x.shape)
-
-
-# --- Mixtures (csrc/mixture.h) ---------------------------------------------------------------------
-
-
-def mixture(x: Tensor, params: Tensor, table: Tensor, layout: list[int]) -> tuple[Tensor, Tensor]:
-    """log p and its gradient of a diagonal Gaussian mixture; x: (n, d), layout: (K, d)."""
-    k, d = layout
-    w, mean, precision = params.split([k, k * d, k * d])
-    mean, precision = mean.reshape(k, d), precision.reshape(k, d)
-    gap = x[:, None, :] - mean  # (n, K, d)
-    a = w - 0.5 * (gap * gap * precision).sum(-1)  # (n, K)
-    log_prob = torch.logsumexp(a, dim=-1)
-    responsibility = torch.exp(a - log_prob[:, None])  # (n, K)
-    score = -(responsibility[:, :, None] * gap * precision).sum(1)
-    return log_prob, score

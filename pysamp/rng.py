@@ -29,6 +29,9 @@ STREAMS: dict[str, int] = {
     "swap": 14,
     "resample": 15,
     "cluster": 16,
+    "observation": 17,
+    "importance": 18,
+    "diffusion": 19,
 }
 
 _LIMIT = 1 << 32

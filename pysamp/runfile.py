@@ -13,11 +13,9 @@ that the command runs in.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import inspect
 import pkgutil
-import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -26,33 +24,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-Key = tuple[str, ...]
-_BOOL = "tag:yaml.org,2002:bool"
-_WORDS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")  # a name, and <<
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the truth values of its version 1.2, true and false: ON is the name of a target."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 - an attribute of PyYAML
-        first: [(tag, words) for tag, words in found if tag != _BOOL]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver(_BOOL, re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
-
-
-class RunFileError(ValueError):
-    """The file, or an override, says something that cannot be run; `key` is the place."""
-
-    def __init__(self, key: Key, message: str) -> None:
-        super().__init__(message)
-        self.key = key
+from pysamp.yaml_file import Key, RunFileError, read, unknown_key, unknown_name
 
 
 @dataclass(frozen=True)
@@ -69,20 +44,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
 
     Raises: RunFileError with file and line (or the override), key, value and the nearest valid key.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise RunFileError((), f"cannot read the run file {path}: {reason}") from None
-    places: dict[Key, str] = {}
-    try:
-        tree = _parse(text, str(path), places)
-        for override in overrides:
-            _override(tree, override, places)
-        return _build_run(tree)
-    except RunFileError as error:
-        place = next((places[k] for k in _prefixes(error.key) if k in places), str(path))
-        raise RunFileError(error.key, f"{place}: {error}") from None
+    return read(path, overrides, _build_run)
 
 
 # ---------------------------------------------------------------------------- what a file may say
@@ -142,7 +104,7 @@ class RunFile(BaseModel):
 def _build_run(tree: dict[str, Any]) -> Run:
     for key, value in tree.items():
         if key not in RunFile.model_fields:
-            raise _unknown((key,), value, RunFile.model_fields)
+            raise unknown_key((key,), value, RunFile.model_fields)
     for key in ("target", "sampler"):
         if key not in tree:
             raise RunFileError((), f"{key} is missing: write {key}: {{name: …}}")
@@ -156,80 +118,10 @@ def _build_run(tree: dict[str, Any]) -> Run:
     if "dtype" in settings:
         settings["dtype"] = getattr(torch, settings["dtype"])
     return Run(
-        target=_build(file.target, ("target",), targets(), "target"),
-        sampler=_build(file.sampler, ("sampler",), samplers(), "sampler"),
+        target=build(file.target, ("target",), targets(), "target"),
+        sampler=build(file.sampler, ("sampler",), samplers(), "sampler"),
         settings=settings,
     )
-
-
-# ---------------------------------------------------------------------------- reading
-def _parse(text: str, file: str, places: dict[Key, str]) -> dict[str, Any]:
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        _mark(node, (), file, places)
-        tree = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RunFileError((), f"not valid YAML{line}: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise RunFileError((), f"not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(tree, dict):
-        raise RunFileError((), "a run file is a mapping such as target: {name: …}")
-    return tree
-
-
-def _mark(
-    node: Any, key: Key, file: str, places: dict[Key, str], above: tuple[Any, ...] = ()
-) -> None:
-    """Note the line of every key, and refuse what YAML passes over: a key that is no word or is given
-    twice, and an anchor inside its own value."""
-    if node in above:
-        raise RunFileError(key, f"{'.'.join(key)} contains itself")
-    above = (*above, node)
-    if isinstance(node, yaml.SequenceNode):
-        for i, item in enumerate(node.value):
-            _mark(item, (*key, str(i)), file, places, above)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    for name, value in node.value:
-        place = f"{file}, line {name.start_mark.line + 1}"
-        if name.tag not in _WORDS:
-            raise RunFileError(key, f"line {name.start_mark.line + 1}: keys must be words")
-        inner = (*key, name.value)
-        twice = inner in places
-        places[inner] = place
-        if twice:
-            raise RunFileError(inner, f"{'.'.join(inner)} is given twice")
-        _mark(value, inner, file, places, above)
-
-
-def _override(tree: dict[str, Any], text: str, places: dict[Key, str]) -> None:
-    name, equals, raw = text.partition("=")
-    key = tuple(name.strip().split("."))
-    if not equals or not all(key):
-        raise RunFileError(
-            (), f"an override is key=value, such as sampler.step_size=0.02, got {text!r}"
-        )
-    try:
-        _mark(yaml.compose(raw, Loader=_Loader), key, f"-o {text}", {})
-        value = yaml.load(raw, Loader=_Loader)
-    except yaml.YAMLError:
-        raise RunFileError((), f"the value of the override {text!r} is not valid YAML") from None
-    for depth, part in enumerate(key[:-1], start=1):
-        inner = tree.setdefault(part, {})
-        if isinstance(inner, str):  # sampler: MALA is short for sampler: {name: MALA}
-            inner = tree[part] = {"name": inner}
-        if not isinstance(inner, dict):
-            raise RunFileError(
-                key[:depth], f"{'.'.join(key[:depth])} is {inner!r}: it has no key {key[depth]}"
-            )
-        tree = inner
-    tree[key[-1]] = value
-    places[key] = f"-o {text}"
-
-
-def _prefixes(key: Key) -> list[Key]:
-    return [key[:n] for n in range(len(key), 0, -1)]
 
 
 # ---------------------------------------------------------------------------- names to objects
@@ -323,7 +215,8 @@ def citation(method: str) -> tuple[str, str]:
     return module.__name__, inspect.getdoc(module) or ""
 
 
-def _build(spec: Any, key: Key, known: Mapping[str, Maker], kind: str) -> Any:
+def build(spec: Any, key: Key, known: Mapping[str, Maker], kind: str) -> Any:
+    """The object that a name or a mapping with a name describes; `key` is its place in the file."""
     spec = {"name": spec} if isinstance(spec, str) else dict(spec)
     where = ".".join(key)
     if "name" not in spec:
@@ -332,17 +225,13 @@ def _build(spec: Any, key: Key, known: Mapping[str, Maker], kind: str) -> Any:
     if not isinstance(name, str) or name not in known:
         raise RunFileError((*key, "name"), f"{where}.name: {unknown_name(kind, name, known)}")
     make = known[name]
-    parameters = {
-        n: p
-        for n, p in inspect.signature(make).parameters.items()
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
+    parameters = parameters_of(make)
     hints = _hints(make)
     given = {}
     for parameter, value in spec.items():
         inner = (*key, str(parameter))
         if parameter not in parameters:
-            raise _unknown(inner, value, parameters)
+            raise unknown_key(inner, value, parameters)
         given[parameter] = _convert(value, hints.get(parameter, Any), inner)
     for parameter, p in parameters.items():
         if p.default is p.empty and parameter not in given:
@@ -354,6 +243,12 @@ def _build(spec: Any, key: Key, known: Mapping[str, Maker], kind: str) -> Any:
     except (ValueError, TypeError, OSError) as error:
         named = [p for p in given if p in str(error).split()]
         raise RunFileError((*key, *named[:1]), f"{where}: {error}") from error
+
+
+def parameters_of(make: Maker) -> dict[str, inspect.Parameter]:
+    """What a file may give to what it names."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {n: p for n, p in inspect.signature(make).parameters.items() if p.kind in named}
 
 
 def _hints(make: Maker) -> dict[str, Any]:
@@ -368,9 +263,9 @@ def _convert(value: Any, hint: Any, key: Key) -> Any:
     if isinstance(value, str) and hint is not str:
         known = _parts()
         if value in known:
-            return _build(value, key, known, "object")
+            return build(value, key, known, "object")
     if isinstance(value, dict) and "name" in value:
-        return _build(value, key, _parts(), "object")
+        return build(value, key, _parts(), "object")
     if isinstance(value, list):  # a list may hold such objects, as the kernels of a cycle
         value = [_part(item, (*key, str(i))) for i, item in enumerate(value)]
     try:
@@ -427,24 +322,3 @@ def _describe(hint: Any) -> str:
     if inspect.isclass(hint):
         return f"a {hint.__name__}, written {{name: …}}"
     return str(hint)
-
-
-# ---------------------------------------------------------------------------- near misses
-def nearest(word: Any, valid: Any) -> str | None:
-    """The valid word most like the one given, whatever its case."""
-    folded = {str(v).lower(): str(v) for v in valid}
-    close = difflib.get_close_matches(str(word).lower(), list(folded), 1, 0.5)
-    return folded[close[0]] if close else None
-
-
-def unknown_name(kind: str, name: Any, valid: Any) -> str:
-    """The sentence for a name that is not there."""
-    close = nearest(name, valid)
-    hint = f"did you mean {close}?" if close else f"valid are {', '.join(sorted(valid))}"
-    return f"unknown {kind} {name!r}; {hint}"
-
-
-def _unknown(key: Key, value: Any, valid: Any) -> RunFileError:
-    close = nearest(key[-1], valid)
-    hint = f"did you mean {close}?" if close else f"valid are {', '.join(map(str, valid))}"
-    return RunFileError(key, f"unknown key {'.'.join(key)} (value {value!r}); {hint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 import warnings
@@ -34,12 +35,18 @@ from pysamp.plan import (
     positive,
 )
 from pysamp.samples import Samples
+from pysamp.tally import gather_samples
 from pysamp.target import Target, as_target
 
 
 @runtime_checkable
 class Sampler(Protocol):
-    """A method that makes n draws at once, such as SLIPS."""
+    """A method that makes n draws at once, such as SLIPS.
+
+    What it takes besides: device and dtype; `progress`, whether to show it; `first_chain`, if its draws
+    are independent of each other, draw r being a function of the seed and of first_chain + r: several
+    processes then share them.
+    """
 
     def sample(self, target: Target, n: int, *, seed: int) -> Samples: ...
 
@@ -124,7 +131,9 @@ def sample(
         n = positive(n_chains, "n_chains", N_CHAINS) * positive(n_draws, "n_draws", 1)
         if n > WORDS:
             raise ValueError(f"n_chains * n_draws must be at most 2**32 draws, got {n}")
-        return _independent(t, sampler, n, check_seed(seed), here, device, dtype, out)
+        return _independent(
+            t, sampler, n, check_seed(seed), here, device, dtype, out, show=progress
+        )
     raise TypeError(
         "sampler must be a kernel (init and step) or a sampler (sample), "
         f"got {type(sampler).__name__}"
@@ -159,7 +168,7 @@ def resume(
         if not isinstance(k, Kernel):
             kind = None if dtype is None else getattr(torch, dtype)
             n, seed = config["n"], config["seed"]
-            return _independent(t, k, n, seed, here, device, kind, path, again=True)
+            return _independent(t, k, n, seed, here, device, kind, path, again=True, show=progress)
         sizes = {key: config[key] for key in ("n_chains", "n_draws", "warmup", "thin", "seed")}
         plan = make_plan(t, here, **sizes, x0=None, device=device, dtype=getattr(torch, dtype))
         check_kernel(k, t, plan)
@@ -180,13 +189,18 @@ def _independent(
     dtype: torch.dtype | None,
     out: str | os.PathLike | None,
     again: bool = False,
+    show: bool = True,
 ) -> Samples:
     """Draws of a sampler, which makes them in one go: a folder holds all of them or none.
 
-    Every process calls the sampler, which may share its work out among them.
+    Draws that are independent of each other are shared out among the processes; of other samplers every
+    process makes all.
     """
     given: dict[str, Any] = {} if device is None else {"device": choose_device(device, here)}
     given |= {} if dtype is None else {"dtype": choose_dtype(dtype)}
+    takes = inspect.signature(sampler.sample).parameters
+    given |= {"progress": show} if "progress" in takes else {}
+    shared = here.size > 1 and "first_chain" in takes and n >= here.size
     info = {
         "sampler": type(sampler).__name__,
         "seed": seed,
@@ -208,7 +222,13 @@ def _independent(
         begin = time.perf_counter()
         if isinstance(sampler, Learned) and not sampler.fitted:
             sampler.fit(target, seed=seed)
-        samples = sampler.sample(target, n, seed=seed, **given)
+        if shared:
+            first, count = split(n, here)
+            given["first_chain"] = first
+            part = sampler.sample(target, count, seed=seed, **given)
+            samples = gather_samples(part, here, n)
+        else:
+            samples = sampler.sample(target, n, seed=seed, **given)
         info |= {
             "seconds": clock(samples.x.device) - begin,
             "device": str(samples.x.device),

@@ -6,16 +6,19 @@ Sums are float64 and kept in checkpoints, so a resumed run reports the same acce
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pysamp.samples import join_tensors, split_tensors
+from pysamp import metrics
+from pysamp.distributed import World, gather_bytes, gather_chains
+from pysamp.samples import Samples, join_tensors, split_tensors
 
 COSTS = ("evaluations", "gradients", "local_moves")
+PER_DRAW = ("accept", "step_size")  # of what samplers of independent draws report
 COUNTS = ("nonfinite", *COSTS)  # summed over the steps; whatever else an Info reports is averaged
 
 
@@ -68,6 +71,47 @@ def merge_info(counts: list[int], tallies: list[Tally]) -> dict[str, Any]:
         )
         info[key] = torch.cat(rows) if per_row else value
     return info
+
+
+def gather_samples(part: Samples, world: World, n: int) -> Samples:
+    """The independent draws of all processes, n in all, as one.
+
+    Of `info`, values with an entry a draw (PER_DRAW) are joined, counts added, sentences put together; of
+    other numbers, the mean over draws; other tensors are those of this process. log Z is estimated anew
+    from all weights.
+    """
+    counts = gather_chains(torch.tensor([part.n_chains]), world).tolist()
+    tensors: dict[str, Tensor] = {}
+    header = split_tensors(part.info, "info", tensors)
+    per_draw = {
+        f"info.{key}": gather_chains(part.info[key].contiguous(), world, n)
+        for key in PER_DRAW
+        if key in part.info
+    }
+    infos = [json.loads(data) for data in gather_bytes(json.dumps(header).encode(), world)]
+    info: dict[str, Any] = {}
+    for key, value in infos[0].items():
+        values = [other.get(key) for other in infos]
+        if isinstance(value, dict) and value.get("tensor") == f"info.{key}":
+            name = value["tensor"]
+            info[key] = per_draw.get(name, tensors[name])
+        elif key in COUNTS:
+            info[key] = sum(values)
+        elif isinstance(value, list) and all(isinstance(v, str) for v in value):
+            info[key] = list(dict.fromkeys(text for texts in values for text in texts))
+        elif isinstance(value, float):
+            info[key] = sum(v * (c / n) for v, c in zip(values, counts, strict=True))
+        else:
+            info[key] = value
+    x = gather_chains(part.x.contiguous(), world, n)
+    log_prob = gather_chains(part.log_prob.contiguous(), world, n)
+    log_weight = part.log_weight
+    if log_weight is not None:
+        log_weight = gather_chains(log_weight.contiguous(), world, n)
+        if "log_z" in info:
+            log_z, error = metrics.log_z(log_weight)
+            info |= {"log_z": float(log_z), "log_z_error": float(error)}
+    return replace(part, x=x, log_prob=log_prob, log_weight=log_weight, info=info)
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,6 +37,7 @@ def notes(samples: Samples) -> list[str]:
 
 
 def judge_proposals(facts: dict[str, Any], samples: Samples) -> Iterator[str]:
+    yield from (str(warning) for warning in samples.info.get("warnings", []))  # the sampler's own
     if bad := facts["nonfinite_draws"]:
         total = samples.n_chains * samples.n_draws
         yield f"{bad} of {total} draws are not finite: the sampler diverged; try a smaller step"

@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from pysamp import reference
+from pysamp import energies, reference
 
 LEVEL = {
     "bits": "equal",
@@ -20,6 +20,9 @@ LEVEL = {
     "soft": "equal",
     "spins": "equal",
     "mixture": "close",
+    "rings": "close",
+    "funnel": "close",
+    "logistic": "close",
 }
 
 
@@ -132,6 +135,59 @@ def _mixture(device, dtype):
     yield "strided", (noise(10, 12, device, dtype)[::2, ::3], *parameters(3, 4), [3, 4])
 
 
+def _toy(device, dtype, *params):
+    params = torch.tensor(params, dtype=dtype, device=device)
+    return params, torch.empty(0, dtype=torch.int32, device=device)
+
+
+def _rings(device, dtype):
+    for label, n, k, width in [
+        ("typical", 33, 4, 0.5),
+        ("one ring", 5, 1, 0.15),
+        ("narrow", 40, 7, 0.1),
+        ("no points", 0, 3, 0.2),
+    ]:
+        made = _toy(device, dtype, 1 / width, 1 / width**2, 2.5)
+        yield label, (2 * noise(n, 2, device, dtype), *made, [k])
+    made = _toy(device, dtype, 2.0, 4.0, 2.5)
+    yield "strided", (noise(10, 6, device, dtype)[::2, ::3], *made, [3])
+    yield "the origin", (torch.zeros((2, 2), dtype=dtype, device=device), *made, [3])
+
+
+def _funnel(device, dtype):
+    made = _toy(device, dtype, 1 / 3, 9.7)
+    for label, n, d in [
+        ("typical", 33, 10),
+        ("two", 5, 2),
+        ("no points", 0, 3),
+        ("long events", 3, 130),
+    ]:
+        yield label, (noise(n, d, device, dtype), *made, [d])
+    yield "strided", (noise(10, 12, device, dtype)[::2, ::3], *made, [4])
+    far = torch.tensor([[60.0, 1.0], [-60.0, 0.0]], dtype=dtype, device=device)
+    yield "far along the neck", (far, *made, [2])
+
+
+def _logistic(device, dtype):
+    def parameters(rows, d):
+        prior = torch.tensor([1.0, 0.16, 3.0], dtype=dtype, device=device)
+        data = energies.logistic_blocks(noise(rows, d, device, dtype, step=1))
+        return torch.cat([prior, data]), torch.empty(0, dtype=torch.int32, device=device)
+
+    for label, n, rows, d in [
+        ("typical", 33, 21, 5),
+        ("one row", 4, 1, 3),
+        ("a bias alone", 5, 9, 1),
+        ("no points", 0, 8, 2),
+        ("whole blocks", 3, 16, 4),
+        ("many rows", 3, 1100, 3),
+        ("Sonar's size", 5, 166, 61),
+    ]:
+        yield label, (0.5 * noise(n, d, device, dtype), *parameters(rows, d), [rows, d])
+    yield "strided", (noise(10, 12, device, dtype)[::2, ::3], *parameters(9, 4), [9, 4])
+    yield "far out", (200 * noise(6, 4, device, dtype), *parameters(9, 4), [9, 4])
+
+
 SAMPLES = {
     "bits": _bits,
     "uniform": _random,
@@ -142,4 +198,7 @@ SAMPLES = {
     "soft": _soft,
     "spins": _spins,
     "mixture": _mixture,
+    "rings": _rings,
+    "funnel": _funnel,
+    "logistic": _logistic,
 }

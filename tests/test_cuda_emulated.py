@@ -11,6 +11,7 @@ import subprocess
 import sysconfig
 
 import pytest
+import test_advance
 import torch
 from op_samples import LEVEL, SAMPLES
 from test_chains import TARGETS, assert_same_info, assert_same_state, kernels, start
@@ -29,12 +30,24 @@ from pysamp.mcmc import (
     fused,
 )
 from pysamp.target import Tempered, Tilted
-from pysamp.targets import ON, EightGaussians, GaussianMixture, Phi4, Phi4Chain, SoftON
+from pysamp.targets import (
+    ON,
+    EightGaussians,
+    Funnel,
+    GaussianMixture,
+    LogisticRegression,
+    Phi4,
+    Phi4Chain,
+    Rings,
+    SoftON,
+)
 
 pytestmark = pytest.mark.slow
 
 HERE = pathlib.Path(__file__).parent
-KERNELS = ("rng", "chains_phi4", "chains_mixture", "sweeps_phi4", "sweeps_spins", "clusters")
+KERNELS = (
+    "rng", "chains_phi4", "chains_mixture", "chains_toy", "sweeps_phi4", "sweeps_spins", "clusters",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +141,12 @@ def test_tempered_and_tilted_chains(name, dtype, on_emulator):
         expected, expected_info = kernel.step(target, state, 4, thin=2)
     assert_same_state(found, expected)
     assert_same_info(info, expected_info)
+
+
+@pytest.mark.parametrize("name", test_advance.cases(torch.float64))
+def test_advance_from_points_not_evaluated(name, dtype, on_emulator):
+    for kernel in test_advance.KERNELS:
+        test_advance.compare(name, kernel, dtype)
 
 
 def test_fields_too_large_for_shared_memory(on_emulator):
@@ -243,3 +262,18 @@ def test_mixtures(dtype, on_emulator):
                 expected, _ = kernel.step(target, state, 3)
             torch.testing.assert_close(found.x, expected.x)
             torch.testing.assert_close(found.log_prob, expected.log_prob)
+
+
+def test_toys(dtype, on_emulator):
+    """Events of two, of up to eight and of more numbers: the three sizes of a group of threads."""
+    u = rng.uniform((37, 41), seed=3, dtype=torch.float64)
+    posteriors = [LogisticRegression(u[:, :p] - 0.5, u[:, -1].round()) for p in (1, 5, 40)]
+    for target in (Rings(), Funnel(2), Funnel(7), Funnel(40), *posteriors):
+        for kernel in (MALA(0.01), HMC(0.05, 3), Metropolis(0.1)):
+            state = start(kernel, target, "cpu", dtype, n_chains=7)
+            found, _ = kernel.step(target, state, 3)
+            assert not torch.equal(found.x, state.x)
+            with pysamp.backend("torch"):
+                expected, _ = kernel.step(target, state, 3)
+            torch.testing.assert_close(found.x, expected.x, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(found.log_prob, expected.log_prob, rtol=1e-5, atol=1e-5)

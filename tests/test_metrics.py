@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pysamp import metrics
+from pysamp.metrics import convergence
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -112,7 +113,7 @@ def test_event_coordinates_are_independent(monkeypatch: pytest.MonkeyPatch) -> N
         500,
         1,
     ):  # all at once, two at a time, one by one with one chain at a time
-        monkeypatch.setattr(metrics, "_BLOCK", block)
+        monkeypatch.setattr(convergence, "_BLOCK", block)
         for f in (metrics.rhat, metrics.ess, metrics.mcse, lambda x: metrics.ess(x, "tail")):
             value = f(x)
             assert value.shape == (2, 3)

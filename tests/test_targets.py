@@ -28,6 +28,7 @@ from pysamp.target import (
     HasLocalField,
     HasLogZ,
     HasModes,
+    HasMoments,
     HasNative,
     HasObservables,
     HasQuartic,
@@ -42,15 +43,23 @@ from pysamp.target import (
     as_target,
     log_prob_and_score,
 )
-from pysamp.targets.mixture import EightGaussians, GaussianMixture, ManyModes, Rings, TwoModes
+from pysamp.targets.bayes import LogisticRegression
+from pysamp.targets.mixture import (
+    BracketTwoModes,
+    EightGaussians,
+    GaussianMixture,
+    ManyModes,
+    Rings,
+    TwoModes,
+)
 from pysamp.targets.on import ON
 from pysamp.targets.phi4 import Phi4, Phi4Chain
-from pysamp.targets.toy import Funnel
+from pysamp.targets.toy import Checkerboard, Funnel
 
 ROOT = Path(__file__).resolve().parents[1]
 CAPABILITIES = (
     HasScore, HasModes, HasSampler, HasLogZ, HasObservables, HasLocal, HasSites, HasLocalField,
-    HasQuartic, HasBonds, HasRecord,
+    HasQuartic, HasBonds, HasRecord, HasMoments,
 )  # fmt: skip
 
 
@@ -97,6 +106,9 @@ TARGETS = {
     "rings": Rings(),
     "funnel": Funnel(),
     "funnel2": Funnel(dim=2, variance=1.0),
+    "bracket": BracketTwoModes(6, a=0.5),
+    "checkerboard": Checkerboard(),
+    "logistic": LogisticRegression(noise(21, 4, seed=6), (noise(21, seed=7) > 0).double()),
     "rosenbrock": Rosenbrock(),
     "springs": Springs(),
     "chain": Phi4Chain(n_sites=9, a=0.1, beta=20.0, h=0.01),

@@ -23,10 +23,11 @@ from pysamp.mcmc import (
     warm_up,
 )
 from pysamp.mcmc.base import Tunable, replace
+from pysamp.mcmc.ladders import ladder_linear, respaced
 from pysamp.mcmc.langevin import Multiplicative
-from pysamp.mcmc.tempering import respaced
 from pysamp.target import Counted, FunctionTarget, Tempered
 from pysamp.targets import GaussianMixture, Phi4, Phi4Chain, TwoModes
+from pysamp.targets.gaussian import Gaussian
 from pysamp.targets.on import ON
 
 F64 = torch.float64
@@ -289,6 +290,159 @@ def test_overflows_count_also_at_negative_r():
     assert bool((info.extra["nonfinite"] == 20).all())
 
 
+# ---------------------------------------------------------------------------- a bridge to a Gaussian
+LAMS = (1.0, 0.6, 0.3, 0.1, 0.0)
+REFERENCES = {
+    "one variance": Gaussian(torch.tensor([0.5, 0.0]), 4.0),
+    "matrix": Gaussian(torch.tensor([0.5, 0.0]), torch.tensor([[4.0, 1.0], [1.0, 3.0]])),
+}
+ON_BRIDGE = {
+    "mala": MALA(step_size=torch.tensor([0.1, 0.15, 0.3, 0.6, 1.0])),
+    "hmc": HMC(step_size=torch.tensor([0.3, 0.4, 0.5, 0.8, 1.0]), n_leapfrog=3),
+    "rwm": Metropolis(width=1.0, moves="all"),
+}
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize("inner", ON_BRIDGE)
+def test_every_rung_of_a_bridge(inner, reference):
+    """Precisions mix: from N(m, 0.5) to the reference all rungs are Gaussians that are known."""
+    ref, mean, n = REFERENCES[reference], torch.tensor([-1.0, 1.0], dtype=F64), 2000
+    target = GaussianMixture(mean[None], torch.tensor([0.5]))
+    kernel = ParallelTempering(ON_BRIDGE[inner], betas=LAMS, reference=ref, swap_every=2)
+    state = kernel.init(target, start(n, (2,), dtype=F64), seed=21)
+    state, info = kernel.step(target, state, 25)
+    assert float(info.extra["swap_accept"].mean(0).min()) > 0.2
+    assert int(state.aux["round_trips"].sum()) > n / 10
+    assert bool((info.extra["nonfinite"] == 0).all())
+    at = torch.argsort(state.aux["rung"], dim=1)
+    fields = state.aux["x"].gather(1, at[:, :, None].expand(-1, -1, 2))
+    p, q = 2 * torch.eye(2, dtype=F64), ref.precision
+    for k, lam in enumerate(LAMS):
+        covariance = torch.linalg.inv(lam * p + (1 - lam) * q)
+        centre = covariance @ (lam * p @ mean + (1 - lam) * q @ ref.mean)
+        for i in range(2):
+            assert z_of_chains(fields[:, k, i], float(centre[i])) < SE
+            square = float(covariance[i, i] + centre[i] ** 2)
+            assert z_of_chains(fields[:, k, i] ** 2, square) < SE
+        product = float(covariance[0, 1] + centre[0] * centre[1])
+        assert z_of_chains(fields[:, k, 0] * fields[:, k, 1], product) < SE
+    torch.testing.assert_close(state.log_prob, target.log_prob(state.x))
+
+
+def test_two_modes_by_a_bridge():
+    """All chains start in the lighter mode; the ladder is spaced in the warm-up, its ends stay."""
+    target, n = TwoModes(4), 200
+    reference = Gaussian(torch.zeros(4), 1.5)
+    kernel = ParallelTempering(MALA(), n_rungs=8, reference=reference, swap_every=4)
+    assert kernel.ladder() == ladder_linear(8) == tuple(k / 7 for k in range(7, -1, -1))
+    x = 4 / 3 + 0.05 * start(n, (4,))
+    kernel, state, report = warm_up(kernel, target, kernel.init(target, x, seed=2), 300)
+    assert (report["ladder"][0], report["ladder"][-1]) == (1.0, 0.0)
+    assert report["ladder"][1] < 0.7 < kernel.ladder()[1]
+    swaps = torch.tensor(report["swap_accept"])
+    assert float(swaps.max() - swaps.min()) < 0.15
+    _, info = kernel.step(target, state, 400, thin=4)
+    light = (target.mode(info.x.flatten(0, 1)) == 1).double().reshape(info.x.shape[:2])
+    assert z_of_chains(light.mean(1), 1 / 3) < SE
+    assert float(light.mean(1).std()) < 0.3  # every chain has been in both
+
+
+@pytest.mark.parametrize("inner", ON_BRIDGE)
+def test_the_state_of_a_bridge(inner, dtype):
+    """What is kept of a walker belongs to its x and λ; fusing, splitting and torch change nothing."""
+    target, reference = Phi4Chain(5, beta=4.0), Gaussian(torch.full((5,), 0.2), 0.8)
+    kernel = ParallelTempering(ON_BRIDGE[inner], betas=LAMS, reference=reference, swap_every=2)
+    if inner != "rwm":
+        scale = torch.linspace(0.02, 0.3, 5) if inner == "mala" else torch.linspace(0.1, 0.6, 5)
+        kernel = replace(kernel, kernel=ON_BRIDGE[inner].with_scale(scale))
+    x = start(9, (5,), dtype=dtype)
+    begin = kernel.init(target, x, seed=6, first_chain=3)
+    state, info = kernel.step(target, begin, 6, thin=2)
+    aux, rows = state.aux, torch.arange(9)
+    assert int((aux["rung"] != torch.arange(5)).sum()) > 0
+    cold = (aux["rung"] == 0).nonzero()[:, 1]
+    assert torch.equal(state.x, aux["x"][rows, cold])
+    assert torch.equal(state.log_prob, aux["log_prob"][rows, cold])
+    fields, lam = aux["x"].flatten(0, 1), aux["ladder"].gather(1, aux["rung"]).reshape(-1, 1)
+    log_prob, score = target.log_prob_and_score(fields)
+    torch.testing.assert_close(aux["log_prob"].flatten(), log_prob)
+    if "score" in aux:
+        pull = reference.offset_and_pull(fields)[1]
+        torch.testing.assert_close(aux["score"].flatten(0, 1), lam * score - (1 - lam) * pull)
+
+    single, kept = begin, []
+    for i in range(6):
+        single, _ = kernel.step(target, single)
+        if i % 2:
+            kept.append(single.x)
+    assert same(state, single)
+    assert torch.equal(info.x, torch.stack(kept, 1))
+    parts = [kernel.init(target, x[a:b], seed=6, first_chain=3 + a) for a, b in ((0, 4), (4, 9))]
+    parts = [kernel.step(target, part, 6)[0] for part in parts]
+    assert all(torch.equal(aux[key], torch.cat([p.aux[key] for p in parts])) for key in aux)
+    with backend("torch"):
+        other, _ = kernel.step(target, kernel.init(target, x, seed=6, first_chain=3), 6, thin=2)
+    assert same(state, other)
+    moved = kernel.respace(state, torch.tensor([0.1, 0.9, 0.9, 0.9]))
+    assert float(moved.aux["ladder"][0, 1]) > 0.8
+    if "score" in aux:
+        lam = moved.aux["ladder"].gather(1, aux["rung"]).reshape(-1, 1)
+        expected = lam * score - (1 - lam) * pull
+        torch.testing.assert_close(moved.aux["score"].flatten(0, 1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_rung_of_the_reference_is_drawn():
+    """After a step whose pairs leave that rung alone, its walkers are draws of the reference."""
+    reference = REFERENCES["matrix"]
+    kernel = ParallelTempering(MALA(0.1), betas=(1.0, 0.5, 0.0), reference=reference)
+    state = kernel.init(TwoModes(2), start(8, (2,)), seed=3)
+    state, _ = kernel.step(TwoModes(2), state)  # pairs (0, 1) have their turn
+    z = rng.normal((8, 2), seed=3, stream="importance", step=0)
+    assert torch.equal(state.aux["x"][:, 2], reference.place(z))
+    open_end = ParallelTempering(MALA(0.1), betas=(1.0, 0.5, 0.2), reference=reference)
+    state, _ = open_end.step(TwoModes(2), open_end.init(TwoModes(2), start(8, (2,)), seed=3))
+    assert not torch.equal(state.aux["x"][:, 2], reference.place(z))
+
+
+def test_a_support_that_the_reference_leaves():
+    """Half the plane under a Gaussian of the plane: draws outside never reach the other rungs."""
+
+    def log_prob(x):
+        return torch.where(x[:, 0] > 0, -0.5 * (x**2).sum(1), -torch.inf)
+
+    target, reference = FunctionTarget(log_prob, (2,)), Gaussian(torch.zeros(2), 2.0)
+    kernel = ParallelTempering(
+        Metropolis(width=1.5, moves="all"), betas=(1.0, 0.5, 0.0), reference=reference
+    )
+    x = start(3000, (2,), dtype=F64).abs()
+    state, info = kernel.step(target, kernel.init(target, x, seed=2), 30)
+    assert bool((state.x[:, 0] > 0).all())
+    assert z_of_chains(state.x[:, 0], math.sqrt(2 / math.pi)) < SE
+    assert z_of_chains(state.x[:, 1] ** 2, 1.0) < SE
+    assert 0.2 < float(info.extra["swap_accept"].mean(0).min()) < 0.6
+    hot = state.aux["x"].gather(
+        1, torch.argsort(state.aux["rung"], 1)[:, 2:, None].expand(-1, -1, 2)
+    )
+    assert z_of_chains(hot[:, 0, 0], 0.0) < SE
+
+
+@pytest.mark.slow
+def test_error_of_a_bridge_on_two_far_modes():
+    """Grenioux et al. 2025 (arXiv 2504.08916), d = 4, a = 2.875: error below 3 % with 32 rungs."""
+    v = torch.linspace(0.01, 0.2, 4, dtype=F64)
+    means = 2.875 * torch.stack([-torch.ones(4, dtype=F64), torch.ones(4, dtype=F64)])
+    target = GaussianMixture(means, torch.stack([v, v.flip(0)]), torch.tensor([2.0, 1.0]))
+    spread = torch.diag(2 / 3 * v + 1 / 3 * v.flip(0)) + 8 / 9 * 2.875**2
+    reference = Gaussian(-means[1] / 3, spread)
+    kernel = ParallelTempering(MALA(), n_rungs=32, reference=reference, swap_every=8)
+    x = means[0] + 0.1 * start(256, (4,), dtype=F64)
+    kernel, state, _ = warm_up(kernel, target, kernel.init(target, x.float(), seed=1), 512)
+    _, info = kernel.step(target, state, 32, thin=1)
+    heavy = float((target.mode(info.x.flatten(0, 1)) == 0).double().mean())
+    assert 100 * abs(heavy - 2 / 3) <= 3
+
+
 # ---------------------------------------------------------------------------- bookkeeping
 TARGETS = {
     "phi4": Phi4Chain(12, beta=4.0),
@@ -517,6 +671,10 @@ def test_a_given_ladder_stays_and_a_default_one_moves():
         ({"r": (0.0, 1.0, 1.0)}, ValueError, r"r must be finite and increase, got \(0.0, 1.0, 1.0\)"),
         ({"r": (0.0, math.inf)}, ValueError, "r must be finite and increase"),
         ({"r": (0.0,)}, ValueError, "r must be a sequence of at least 2"),
+        ({"reference": 1.0}, TypeError, "reference must be a Gaussian, got float"),
+        ({"reference": Gaussian(torch.zeros(2), 1.0), "r": (0.0, 1.0)}, ValueError,
+         r"reference and r exclude each other, got r=\(0.0, 1.0\)"),
+        ({"reference": Gaussian(torch.zeros(2), 1.0), "n_rungs": 1}, ValueError, "at least 2 rungs"),
     ],
 )  # fmt: skip
 def test_bad_input(arguments, error, text):
@@ -537,6 +695,17 @@ def test_bad_input_of_steps():
         kernel.init(target, torch.full((2, 12), math.nan), seed=1, first_chain=11)
     with pytest.raises(ValueError, match="step_size must be given"):
         ParallelTempering(MALA(), betas=(1.0, 0.5, 0.1)).step(target, state)
+
+
+def test_bad_input_of_a_bridge():
+    kernel = ParallelTempering(MALA(0.1), reference=Gaussian(torch.zeros(3), 1.0))
+    with pytest.raises(
+        ValueError, match=r"reference must have the event shape .* \(2,\), got \(3,\)"
+    ):
+        kernel.init(TwoModes(2), torch.zeros(2, 2), seed=1)
+    sites = ParallelTempering(Metropolis(moves="site"), reference=Gaussian(torch.zeros(12), 1.0))
+    with pytest.raises(ValueError, match="Bridged"):
+        sites.init(TARGETS["phi4"], torch.zeros(2, 12), seed=1)
 
 
 def test_bad_input_of_a_ladder_in_r():

@@ -28,7 +28,7 @@ from pysamp.summary import jsonable
 
 __all__ = ["find", "names", "reproduce", "text", "title"]
 
-_PLUMBING = ("base", "scaling")
+_PLUMBING = ("base", "scaling", "slips/common")
 
 
 def names() -> list[str]:
@@ -59,18 +59,21 @@ def reproduce(
     seed: int = 0,
     device: str | None = None,
     out: str | os.PathLike | None = None,
+    data: str | os.PathLike | None = None,
     progress: Progress = lambda line: None,
 ) -> dict[str, Any]:
     """Run an experiment; the report is what `results.json` in the folder `out` holds.
 
-    Raises ValueError for an unknown name or scale.
+    data: the folder with the files that the experiment needs, if it needs any.
+    Raises ValueError for an unknown name or scale, and for data that are missing or not needed.
     """
     experiment = find(name)
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
     settings = experiment.settings[scale]
+    given = {} if (folder := _data(name, experiment, data)) is None else {"data": folder}
     begin = time.perf_counter()
-    outcome = experiment.run(settings, seed=seed, device=device, progress=progress)
+    outcome = experiment.run(settings, seed=seed, device=device, progress=progress, **given)
     seconds = time.perf_counter() - begin
     report = {
         "experiment": name,
@@ -97,6 +100,23 @@ def reproduce(
         content = json.dumps(jsonable(report), indent=1, ensure_ascii=False) + "\n"
         replace_file(folder / "results.json", lambda path: path.write_text(content))
     return report
+
+
+def _data(name: str, experiment: Experiment, data: str | os.PathLike | None) -> Path | None:
+    """The folder of the files that the experiment needs, or None if it needs none."""
+    if not experiment.data:
+        if data is not None:
+            raise ValueError(f"data has no meaning for {name}, which needs no files, got {data}")
+        return None
+    wanted = ", ".join(experiment.data)
+    if data is None:
+        raise ValueError(f"data must be given, --data DIR: {name} reads {wanted} there")
+    missing = [file for file in experiment.data if not (Path(data) / file).is_file()]
+    if missing:
+        raise ValueError(
+            f"data must be a folder with {wanted}, got {data}, where {', '.join(missing)} is missing"
+        )
+    return Path(data)
 
 
 def _hardware(device: str | None) -> dict[str, Any]:

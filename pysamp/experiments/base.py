@@ -41,6 +41,8 @@ class Row:
     precision: float  # largest error of ours that passes
     rule: str
     source: str  # of the reference
+    low: float = -math.inf  # least number that passes
+    high: float = math.inf  # largest one
 
     @property
     def difference(self) -> float:
@@ -55,12 +57,13 @@ class Row:
     @property
     def ok(self) -> bool:
         # Written so that NaN fails.
-        return abs(self.difference) <= self.allowed and self.error <= self.precision
+        inside = math.isfinite(self.ours) and self.low <= self.ours <= self.high
+        return inside and abs(self.difference) <= self.allowed and self.error <= self.precision
 
     def to_dict(self) -> dict[str, Any]:
         names = (
             "quantity", "ours", "error", "reference", "reference_error", "difference", "z",
-            "allowed", "precision", "rule", "source", "ok",
+            "allowed", "low", "high", "precision", "rule", "source", "ok",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
@@ -88,6 +91,22 @@ def near(
     )
 
 
+def within(
+    quantity: str, ours: Any, error: Any, reference: float, source: str, *,
+    low: float = -math.inf, high: float = math.inf, precision: float = math.inf,
+    reference_error: float = 0.0,
+) -> Row:  # fmt: skip
+    """A row that passes between two limits, whatever the reference: for what a method is known to miss."""
+    ours, error = float(ours), float(error)
+    if math.isinf(low):
+        rule = f"≤ {high:.3g}"
+    else:
+        rule = f"≥ {low:.3g}" if math.isinf(high) else f"{low:.3g} … {high:.3g}"
+    return Row(
+        quantity, ours, error, reference, reference_error, math.inf, precision, rule, source, low, high
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """What a run found; `data` are the numbers of the figures, for JSON."""
@@ -103,13 +122,15 @@ class Outcome:
 class Experiment:
     """One paper or topic. `settings` has an entry per scale, a frozen dataclass of sizes.
 
-    run(settings, *, seed, device, progress) -> Outcome is a function of settings and seed.
+    run(settings, *, seed, device, progress) -> Outcome is a function of settings and seed. With files of
+    `data`, which the package has no copy of, it is also given `data`, the folder that holds them.
     """
 
     title: str
     source: str
     settings: Mapping[str, Any]
     run: Callable[..., Outcome]
+    data: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------------------- measuring

@@ -1,7 +1,7 @@
 """The native path of the Markov kernels: n transitions of all chains in one call.
 
 `plan(target, state)` looks through the wrappers of a target: a native energy, possibly tempered,
-possibly tilted, possibly counted, in that order from the inside. Anything else has no plan, and the
+possibly tilted, possibly counted, in that order from the inside, or bridged to a Gaussian. Anything else has no plan, and the
 kernel runs its torch text. That text is the definition; the call gives the same numbers.
 """
 
@@ -21,6 +21,7 @@ from pysamp import _native
 from pysamp.capabilities import RECORD
 from pysamp.mcmc.base import Info, State, replace
 from pysamp.target import Counted, NativeEnergy, Target, Tempered, Tilted
+from pysamp.targets.gaussian import Bridged, Gaussian
 
 NO_ADAPTATION = (1.0, 0.0, 0.0, 0.0)
 MAX_COLOURS = 4  # Colours::kMax of csrc/chains.h; more are swept in torch
@@ -38,6 +39,13 @@ def _table_on(table: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.tensor(table, dtype=torch.int32, device=device)
 
 
+@functools.lru_cache(maxsize=16)
+def _matrix_on(reference: Gaussian, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Its precision, symmetric to the last bit."""
+    with torch.inference_mode(False):
+        return reference.precision.to(device=device, dtype=dtype).contiguous()
+
+
 @dataclass(frozen=True)
 class Plan:
     """A native energy with the temper and tilt of each row, ready to be called."""
@@ -47,6 +55,7 @@ class Plan:
     beta: Tensor | None  # (rows,)
     centre: Tensor | None  # (rows, n)
     precision: Tensor | None  # (rows,)
+    matrix: Tensor | None  # (n, n)
     counted: tuple[Counted, ...]
 
     def function(self, driver: str) -> Any:
@@ -70,7 +79,7 @@ def plan(target: Target, x: Tensor) -> Plan | None:
     if x.dtype not in (torch.float32, torch.float64):
         return None
     counted: list[Counted] = []
-    centre = precision = beta = None
+    centre = precision = beta = matrix = None
     while True:
         if isinstance(target, Counted):
             counted.append(target)
@@ -83,6 +92,16 @@ def plan(target: Target, x: Tensor) -> Plan | None:
         elif isinstance(target, Tempered) and beta is None:
             beta = _rows(target.beta, x)
             target = target.base
+        elif isinstance(target, Bridged) and beta is None and centre is None:
+            reference, beta = target.reference, _rows(target.lam, x)
+            mean = _params_on(tuple(reference.mean.flatten().tolist()), x.device, x.dtype)
+            centre = mean.expand(x.shape[0], -1).contiguous()
+            precision = 1.0 - beta
+            if reference.variance is None:
+                matrix = _matrix_on(reference, x.device, x.dtype)
+            else:
+                precision = precision / reference.variance
+            target = target.base
         else:
             break
     energy = _energy(target)
@@ -94,47 +113,51 @@ def plan(target: Target, x: Tensor) -> Plan | None:
         module = own if own.device == x.device.type else None
     if module is None:
         return None
-    return Plan(module, energy, beta, centre, precision, tuple(counted))
+    return Plan(module, energy, beta, centre, precision, matrix, tuple(counted))
 
 
 def chain(
     driver: str, target: Target, state: State, n: int, thin: int | None, scale: Tensor, *,
-    n_leapfrog: int = 1, adapt: tuple[float, float, float, float] = NO_ADAPTATION,
+    n_leapfrog: int = 1, adapt: tuple[float, float, float, float] = NO_ADAPTATION, n_mean: int = 0,
 ) -> tuple[State, Info] | None:  # fmt: skip
     """n transitions of `driver` ("mala", "ula", "hmc", "metropolis"), or None without a native path.
 
-    scale: (rows,). `adapt` is (factor, cap, ln a_low, ln a_high) of the per-chain rule of MALA.
+    scale: (rows,). `adapt` is (factor, cap, ln a_low, ln a_high) of the per-chain rule of MALA; with
+    n_mean, Info.extra has the "mean" of the last n_mean states. MALA of a state without a score evaluates
+    the target first, and leaves none.
     """
     found = plan(target, state.x)
     call = found.function(driver) if found is not None else None
     if found is None or call is None:
         return None
-    if state.score is None and driver != "metropolis":
+    if state.score is None and driver not in ("metropolis", "mala"):
         raise ValueError(
             f"state has no score, which {driver} needs: start it with this kernel's init"
         )
     rows, dtype, device = state.n_chains, state.x.dtype, state.x.device
     x = state.x.reshape(rows, -1).contiguous()
     score = None if state.score is None else state.score.reshape(rows, -1).contiguous()
+    fresh = driver == "mala" and score is None
     out = torch.empty_like(x)
     score_out = None if score is None else torch.empty_like(x)
     log_prob, accept, nonfinite, scale_out = torch.empty((4, rows), dtype=dtype, device=device)
     kept = n // thin if thin else 0
     trace_x = x.new_empty((rows, kept, x.shape[1])) if thin else None
     trace_log_prob = x.new_empty((rows, kept)) if thin else None
+    mean = torch.empty_like(x) if n_mean else None
     call(
-        x, state.log_prob.contiguous(), score, scale,
+        x, None if fresh else state.log_prob.contiguous(), score, scale,
         _params_on(found.energy.params, device, dtype), _table_on(found.energy.table, device),
-        list(found.energy.layout), found.beta, found.centre, found.precision,
-        state.seed, state.step, state.first_chain, n, thin or 0, n_leapfrog, list(adapt),
+        list(found.energy.layout), found.beta, found.centre, found.precision, found.matrix,
+        state.seed, state.step, state.first_chain, n, thin or 0, n_leapfrog, list(adapt), n_mean,
         out, log_prob, score_out, accept, nonfinite,
-        scale_out if adapt != NO_ADAPTATION else None, trace_x, trace_log_prob,
+        scale_out if adapt != NO_ADAPTATION else None, trace_x, trace_log_prob, mean,
     )  # fmt: skip
     gradients = n * rows * (n_leapfrog if driver == "hmc" else 1)
     for counted in found.counted:
-        counted.counts.evaluations += n * rows
+        counted.counts.evaluations += n * rows + fresh * rows
         if driver != "metropolis":
-            counted.counts.gradients += gradients
+            counted.counts.gradients += gradients + fresh * rows
     adapted = {"step_size": scale_out} if adapt != NO_ADAPTATION else {}
     event = state.x.shape[1:]
     new = replace(
@@ -146,7 +169,10 @@ def chain(
         aux={**state.aux, **adapted},
     )
     kept_x = None if trace_x is None else trace_x.reshape(rows, kept, *event)
-    return new, Info(accept, {"nonfinite": nonfinite}, kept_x, trace_log_prob)
+    extra = {"nonfinite": nonfinite}
+    if mean is not None:
+        extra["mean"] = mean.reshape(state.x.shape)
+    return new, Info(accept, extra, kept_x, trace_log_prob)
 
 
 def sites(
@@ -156,7 +182,7 @@ def sites(
     """n sweeps of single-site moves: the new x and what is known of it, or None without a native path."""
     found = plan(target, state.x)
     call = found.function("sites") if found is not None else None
-    if found is None or call is None or len(starts) > MAX_COLOURS + 1:
+    if found is None or call is None or len(starts) > MAX_COLOURS + 1 or found.matrix is not None:
         return None
     rows, device = state.n_chains, state.x.device
     x = state.x.reshape(rows, -1).contiguous()
@@ -193,7 +219,7 @@ def sweeps(
     """
     found = plan(target, state.x)
     call = found.function("sweeps") if found is not None else None
-    if found is None or call is None or len(moves) > MAX_MOVES:
+    if found is None or call is None or len(moves) > MAX_MOVES or found.matrix is not None:
         return None
     if every is not None and (found.beta is not None or found.centre is not None):
         return None  # records are those of the density itself

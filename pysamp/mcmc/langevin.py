@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -151,6 +151,17 @@ class Multiplicative:
         return torch.where(new < self.cap, new, self.cap)
 
 
+class Advance(NamedTuple):
+    """Where rows of independent chains are after n transitions from given points."""
+
+    x: Tensor  # (rows, *event)
+    log_prob: Tensor  # (rows,)
+    step_size: Tensor  # (rows,)
+    mean: Tensor | None  # (rows, *event): over the last n_mean states
+    accept: Tensor  # (rows,) mean acceptance probability
+    nonfinite: Tensor  # (rows,) proposals whose density was NaN or +inf
+
+
 @dataclass(frozen=True, eq=False)
 class MALA:
     """Metropolis-adjusted Langevin; `step_size` h is a number, one per chain, or None (warm-up finds it).
@@ -172,16 +183,55 @@ class MALA:
         self, target: Target, state: State, n: int = 1, *, thin: int | None = None
     ) -> tuple[State, Info]:
         check_steps(n, thin)
+        if state.score is None:
+            raise ValueError("state has no score: start it with this kernel's init")
+        return self._steps(target, state, n, thin, self._start_of_step(state))
+
+    def advance(
+        self, target: Target, x: Tensor, step_size: Tensor | float | None, n: int, *, seed: int,
+        step: int = 0, first_chain: int = 0, n_mean: int = 0,
+    ) -> Advance:  # fmt: skip
+        """n transitions from points x (rows, *event) of a target that was not evaluated there yet.
+
+        A native target takes one call, the evaluation included: what a method needs whose target
+        changes every few steps. step_size: one number, or one per row; None is the kernel's own. The
+        numbers drawn are those of transitions step … step + n of chains first_chain + row.
+
+        A chain whose start has no finite density stays there: log_prob says so.
+        """
+        check_steps(n, None)
+        if not 0 <= n_mean <= n:
+            raise ValueError(f"n_mean must lie in 0 … n = {n}, got {n_mean}")
+        like = x.new_empty(len(x))
+        if isinstance(step_size, Tensor) and step_size.shape == like.shape:
+            h = step_size.to(like).contiguous()  # from the last call: no look at its values, which waits
+        else:
+            given = self.scale() if step_size is None else step_size
+            h = per_chain(needed(given, "step_size"), "step_size", like)
+        state, info = self._steps(
+            target, State(x, like, None, seed, step, first_chain), n, None, h, n_mean
+        )
+        h = state.aux["step_size"] if self.adapt is not None else h
+        extra = info.extra
+        return Advance(
+            state.x, state.log_prob, h, extra.get("mean"), info.accept, extra["nonfinite"]
+        )
+
+    def _steps(
+        self, target: Target, state: State, n: int, thin: int | None, h: Tensor, n_mean: int = 0
+    ) -> tuple[State, Info]:
+        """n transitions; a state without a score is evaluated first, and left without one."""
         rule = self.adapt
-        h = self._start_of_step(state)
         adapt = fused.NO_ADAPTATION if rule is None else (rule.factor, rule.cap, *rule.thresholds())
-        done = fused.chain("mala", target, state, n, thin, h, adapt=adapt)
+        done = fused.chain("mala", target, state, n, thin, h, adapt=adapt, n_mean=n_mean)
         if done is not None:
             return done
 
         x, log_prob, score = state.x, state.log_prob, state.score
+        fresh = score is None
         if score is None:
-            raise ValueError("state has no score: start it with this kernel's init")
+            log_prob, score = log_prob_and_score(target, x)
+        total = torch.zeros_like(x)
         collect = Collect(state, n, thin)
         numbers = Numbers(state, "langevin")
         for step in range(state.step, state.step + n):
@@ -200,10 +250,13 @@ class MALA:
             log_prob = torch.where(move, log_prob_new, log_prob)
             if rule is not None:
                 h = rule.apply(h, log_ratio)
+            if step >= state.step + n - n_mean:
+                total = total + x
             collect.add(probability, finite, x, log_prob)
         aux = state.aux if rule is None else {**state.aux, "step_size": h}
-        new = replace(state, x=x, log_prob=log_prob, score=score, step=state.step + n, aux=aux)
-        return new, collect.info()
+        kept = None if fresh else score
+        new = replace(state, x=x, log_prob=log_prob, score=kept, step=state.step + n, aux=aux)
+        return new, collect.info(**({"mean": total / n_mean} if n_mean else {}))
 
     def _start_of_step(self, state: State) -> Tensor:
         if self.adapt is not None and "step_size" in state.aux:

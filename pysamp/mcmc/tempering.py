@@ -1,8 +1,7 @@
 """Parallel tempering: K copies of each chain on a ladder of densities, that exchange their rungs.
 
-Rung i has the density p_i ∝ p₀ exp(c_i E). Either it is a power p^β with 1 = β₀ > β₁ > …, where c = β,
-E = log p and p₀ = 1; or a soft field of a larger r₀ < r₁ < …, where c = r − r₀, E = −½ Σ φ² and
-p₀ = p (an exchange in a parameter: Hukushima and Nemoto, J. Phys. Soc. Jpn. 65, 1604, 1996).
+Rung i has the density p_i ∝ p₀ exp(c_i E) of one of the families of ladders.py: a power p^β with
+1 = β₀ > β₁ > …, a soft field of a larger r₀ < r₁ < …, or p^λ ν^{1−λ} with a Gaussian reference ν.
 
 After every few transitions on fixed rungs, neighbours i, i+1 of the ladder swap with probability
 min(1, a) (Swendsen and Wang, PRL 57, 2607, 1986; Geyer, 1991),
@@ -10,67 +9,38 @@ min(1, a) (Swendsen and Wang, PRL 57, 2607, 1986; Geyer, 1991),
     ln a = (c_i − c_{i+1}) (E(x_{i+1}) − E(x_i)),
 
 for even i at even steps and odd i at odd ones: in this order copies travel, in a random one they
-diffuse. It, and the spacing of the ladder at equal rejection by the communication barrier Λ, are of
-Syed, Bouchard-Côté, Deligiannidis, Doucet, JRSS B 84, 321 (2022). A walker keeps its configuration
-and its random numbers and changes its rung: numbers are exchanged, not fields.
+diffuse (Syed, Bouchard-Côté, Deligiannidis, Doucet, JRSS B 84, 321, 2022). A walker keeps its
+configuration and its random numbers and changes its rung: numbers are exchanged, not fields. On the rung
+of the reference itself a walker becomes an independent draw of it after every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pysamp import ops, rng
-from pysamp.mcmc.base import Info, Kernel, State, Tunable, check_steps, columns, replace
+from pysamp import rng
+from pysamp.mcmc.base import Info, Kernel, State, Tunable, check_steps, replace
 from pysamp.mcmc.cycle import Cycle
+from pysamp.mcmc.ladders import (
+    Bridge,
+    Family,
+    Masses,
+    Powers,
+    check_soft,
+    checked,
+    ladder_geometric,
+    ladder_linear,
+    respaced,
+)
 from pysamp.mcmc.langevin import MALA, ULA, acceptance
 from pysamp.mcmc.metropolis import Bounded
-from pysamp.target import Counted, Target, Tempered, Tilted, log_prob_and_score
-from pysamp.targets.on import SoftON
+from pysamp.target import Target, log_prob_and_score
+from pysamp.targets.gaussian import Gaussian, check_reference
 
 FLUSH = 64  # swap rounds whose acceptance is evaluated at once
-LEAST_REJECTION = 0.01  # of a pair, in the barrier: no rung is stretched without bound
-
-
-def ladder_geometric(n: int, beta_min: float) -> tuple[float, ...]:
-    """n powers from 1 down to beta_min with a constant ratio.
-
-    Raises ValueError unless n ≥ 2 and 0 < beta_min < 1.
-    """
-    if not isinstance(n, int) or n < 2:
-        raise ValueError(f"n must be at least 2 rungs, got {n}")
-    if not 0 < beta_min < 1:
-        raise ValueError(f"beta_min must lie in (0, 1), got {beta_min}")
-    return (*(beta_min ** (i / (n - 1)) for i in range(n - 1)), beta_min)
-
-
-def respaced(
-    ladder: Sequence[float], swap_accept: Sequence[float], *, powers: bool = True
-) -> tuple[float, ...]:
-    """The ladder with the same ends on which every pair would reject equally.
-
-    The barrier up to rung i is Λ_i = Σ_{j<i} (1 − swap_accept_j); the new rungs are equidistant in
-    it, with Λ linear in ln β between the old ones (in β if the ladder ends at 0, and in what is no
-    power). Syed et al., §5.
-    """
-    beta = np.asarray(ladder, dtype=np.float64)
-    rejection = np.maximum(1.0 - np.asarray(swap_accept, dtype=np.float64), LEAST_REJECTION)
-    if rejection.shape != (len(beta) - 1,):
-        raise ValueError(
-            f"swap_accept must have {len(beta) - 1} entries for {len(beta)} rungs, "
-            f"got {rejection.shape}"
-        )
-    barrier = np.concatenate([[0.0], np.cumsum(rejection)])
-    wanted = np.linspace(0.0, barrier[-1], len(beta))
-    logs = powers and beta[-1] > 0
-    new = np.interp(wanted, barrier, np.log(beta) if logs else beta)
-    new = np.exp(new) if logs else new
-    return (float(beta[0]), *(float(b) for b in new[1:-1]), float(beta[-1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +51,8 @@ class ParallelTempering:
     constant ratio, which warm-up spaces so that all pairs swap equally often. β = 0 is the flat
     density: it needs a target of bounded support.
     r: instead of powers, the values r₀ < r₁ < … of the term ½ r φ² of a soft field (`ON.soft`), r₀
-    being that of the target.
+    being that of the target. reference: instead of powers, a bridge to this Gaussian; betas are then
+    the λ of the rungs, without them n_rungs equidistant ones from 1 to 0, and beta_min plays no part.
     `adapt_ladder` says whether warm-up moves the inner rungs; left out, it moves those not given.
     swap_every: transitions of the kernel between swaps; one step of this kernel is all of them.
     The scale of `kernel`, if it has one, is a number, one per rung (K,), or one per chain and rung
@@ -93,8 +64,8 @@ class ParallelTempering:
     "swap_accept" (n_chains, K − 1), the mean probability to swap, "rung_accept" (n_chains, K), and
     "round_trip_rate" (n_chains,), how often per step a copy was back on rung 0 from the other end.
     "nonfinite" sums over the rungs, but not that of β = 0.
-    Cost: K · swap_every transitions of the kernel a step, and with r or β = 0 K values of the target
-    (gradients, too, for a kernel that needs them).
+    Cost: K · swap_every transitions of the kernel a step, and with r, a reference or β = 0 K values of
+    the target (gradients, too, for a kernel that needs them).
 
     Raises ValueError, TypeError for a ladder, a count or a kernel that cannot be used.
     """
@@ -106,6 +77,7 @@ class ParallelTempering:
     swap_every: int = 1
     adapt_ladder: bool | None = None
     r: tuple[float, ...] | None = None
+    reference: Gaussian | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.kernel, type) or not isinstance(self.kernel, Kernel):
@@ -126,9 +98,13 @@ class ParallelTempering:
             raise ValueError(f"swap_every must be at least 1, got {self.swap_every}")
         if self.betas is not None and self.r is not None:
             raise ValueError(f"betas and r exclude each other, got {self.betas} and {self.r}")
+        if self.reference is not None and not isinstance(self.reference, Gaussian):
+            raise TypeError(f"reference must be a Gaussian, got {type(self.reference).__name__}")
+        if self.reference is not None and self.r is not None:
+            raise ValueError(f"reference and r exclude each other, got r={self.r}")
         for name, given in (("betas", self.betas), ("r", self.r)):
             if given is not None:
-                object.__setattr__(self, name, _checked(given, name))
+                object.__setattr__(self, name, checked(given, name))
         self.ladder()
         if isinstance(self.kernel, Tunable):  # a ladder has a scale where its kernel has one
             own = {"with_scale": self._with_scale, "groups": self._groups}
@@ -138,17 +114,27 @@ class ParallelTempering:
 
     def ladder(self) -> tuple[float, ...]:
         """The ladder that a run starts with; the one in use is in the state."""
-        return self.betas or self.r or ladder_geometric(self.n_rungs, self.beta_min)
+        given = self.betas or self.r
+        if given is None and self.reference is not None:
+            return ladder_linear(self.n_rungs)
+        return given or ladder_geometric(self.n_rungs, self.beta_min)
+
+    def _family(self) -> Family:
+        if self.reference is not None:
+            return Bridge(self.reference)
+        return Powers(self.ladder()[-1] == 0) if self.r is None else Masses()
 
     def init(self, target: Target, x: Tensor, *, seed: int, first_chain: int = 0) -> State:
         """All copies of a chain begin at its start.
 
-        Raises as the kernel; TypeError, ValueError where r is not one of this target.
+        Raises as the kernel; TypeError, ValueError where r or reference is not one of this target.
         """
-        family, coldest = _Family(self.r is not None), target
+        family = self._family()
         if self.r is not None:
-            _check_target(target, self.r)
-            coldest = family.rungs(target, x.new_zeros(len(x)), x)  # for a kernel to refuse
+            check_soft(target, self.r)
+        if self.reference is not None:
+            check_reference(self.reference, target)
+        coldest = family.coldest(target, x)
         state = self.kernel.init(coldest, x, seed=seed, first_chain=first_chain)
         if state.aux:
             raise TypeError(
@@ -179,12 +165,11 @@ class ParallelTempering:
         x = aux["x"].reshape(chains * k, *state.x.shape[1:])
         log_prob = aux["log_prob"].reshape(-1)  # (rows,) of p itself
         score = aux["score"].reshape(x.shape) if "score" in aux else None  # of p_i
-        # log p does not follow from log p_i where β = 0, nor its last digit where r > r₀.
-        lost = self.r is not None or self.ladder()[-1] == 0
+        family = self._family()
+        drawn = self.reference is not None and self.ladder()[-1] == 0
 
         order = torch.arange(k, device=x.device).expand(chains, k)
         walker = torch.empty_like(rung).scatter_(1, rung, order)  # the walker on each rung
-        family = _Family(self.r is not None)
         strength = family.c(ladder)
         gap = strength[:, :-1] - strength[:, 1:]
         first_row = torch.arange(chains, device=x.device) * k
@@ -202,14 +187,16 @@ class ParallelTempering:
         kept_x: list[Tensor] = []
         kept_log_prob: list[Tensor] = []
         for step in range(state.step, state.step + n):
-            density = family.log_prob(c, log_prob, energy)
+            density = family.log_prob(c, x, log_prob, energy)
             inner = State(
                 x, density, score, state.seed, step * self.swap_every, state.first_chain * k
             )
             inner, info = kernel.step(rungs, inner, self.swap_every)
             x, score = inner.x, inner.score
             unit = None  # the score of p itself, where it is needed
-            if lost:
+            if drawn:
+                x = x.index_copy(0, first_row + walker[:, -1], self._draw(state, step))
+            if family.lost:
                 log_prob, unit = _evaluate(target, x, score)
             else:  # a walker that stood still keeps its number, so that no rounding adds up
                 still = inner.log_prob == density
@@ -268,6 +255,16 @@ class ParallelTempering:
             info = info._replace(x=torch.stack(kept_x, 1), log_prob=torch.stack(kept_log_prob, 1))
         return new, info
 
+    def _draw(self, state: State, step: int) -> Tensor:
+        """Of the reference, one for each chain (n_chains, *event_shape)."""
+        assert self.reference is not None
+        return self.reference.place(
+            rng.normal(
+                tuple(state.x.shape), seed=state.seed, stream="importance", step=step,
+                first_chain=state.first_chain, device=state.x.device, dtype=state.x.dtype,
+            )
+        )  # fmt: skip
+
     # ------------------------------------------------------------------------ warm-up
     def _with_scale(self, scale: Tensor | float) -> ParallelTempering:
         return replace(self, kernel=_tunable(self.kernel).with_scale(scale))
@@ -284,9 +281,9 @@ class ParallelTempering:
 
     def respace(self, state: State, swap_accept: Tensor) -> State:
         """All chains on the ladder of equal rejection; walkers stay on their rungs."""
-        aux, family = dict(state.aux), _Family(self.r is not None)
-        old = aux["ladder"]
-        numbers = respaced(old[0].tolist(), swap_accept.tolist(), powers=self.r is None)
+        aux, family = dict(state.aux), self._family()
+        old, powers = aux["ladder"], isinstance(family, Powers)
+        numbers = respaced(old[0].tolist(), swap_accept.tolist(), powers=powers)
         new = old.new_tensor(numbers).repeat(len(old), 1)
         if "score" in aux:
             before, after = (family.c(v).gather(1, aux["rung"]).reshape(-1) for v in (old, new))
@@ -309,65 +306,6 @@ class ParallelTempering:
 
 
 # ---------------------------------------------------------------------------- parts
-@dataclass(frozen=True)
-class _Family:
-    """Densities p_i ∝ p₀ exp(c_i E): p^β, or p exp(−½ (r − r₀) Σ φ²) with `masses`.
-
-    c, x, log_prob and score (those of p, where nothing else is said): one row for each walker.
-    """
-
-    masses: bool
-
-    def c(self, ladder: Tensor) -> Tensor:
-        return ladder - ladder[:, :1] if self.masses else ladder
-
-    def rungs(self, target: Target, c: Tensor, x: Tensor) -> Target:
-        if self.masses:
-            return Tilted(target, x.new_zeros(x.shape[1:]), c)
-        return Tempered(target, c)
-
-    def energy(self, x: Tensor, log_prob: Tensor) -> Tensor:
-        return ops.sum32((x * x).flatten(1)) * -0.5 if self.masses else log_prob
-
-    def log_prob(self, c: Tensor, log_prob: Tensor, energy: Tensor) -> Tensor:
-        """log p_i"""
-        return log_prob + c * energy if self.masses else c * log_prob
-
-    def score(self, c: Tensor, score: Tensor, x: Tensor) -> Tensor:
-        """The score of p_i."""
-        return score - columns(c, x) * x if self.masses else columns(c, x) * score
-
-    def moved(self, old: Tensor, new: Tensor, score: Tensor, x: Tensor) -> Tensor:
-        """The score of p_i at c = new, from that at c = old."""
-        if self.masses:
-            return score - columns(new - old, x) * x
-        return columns(torch.where(old > 0, new / old, 1.0), x) * score
-
-
-def _checked(given: object, name: str) -> tuple[float, ...]:
-    """betas or r as a tuple, if they are a ladder."""
-    numbers = torch.as_tensor(given, dtype=torch.float64)
-    values = tuple(numbers.flatten().tolist())
-    if numbers.ndim != 1 or len(values) < 2:
-        raise ValueError(f"{name} must be a sequence of at least 2 numbers, got {given}")
-    if name == "r" and not (np.isfinite(values).all() and all(a < b for a, b in pairwise(values))):
-        raise ValueError(f"r must be finite and increase, got {values}")
-    if name == "betas" and values[0] != 1.0:
-        raise ValueError(f"betas must start at 1, got {values[0]}")
-    if name == "betas" and not (values[-1] >= 0 and all(a > b for a, b in pairwise(values))):
-        raise ValueError(f"betas must decrease from 1 and not be negative, got {values}")
-    return values
-
-
-def _check_target(target: Target, r: tuple[float, ...]) -> None:
-    while isinstance(target, Counted):
-        target = target.base
-    if not isinstance(target, SoftON):
-        raise TypeError(f"r needs a soft field, ON.soft(...), got {type(target).__name__}")
-    if target.r != r[0]:
-        raise ValueError(f"r must start at that of the target, {target.r}, got {r[0]}")
-
-
 class _Mean:
     """Mean probability to swap of every pair, also of those whose turn it was not."""
 

@@ -1,21 +1,26 @@
 """Densities with known modes in R^d: Gaussian mixtures of any kind, and concentric rings.
 
 Eight Gaussians, two modes and rings are the test problems of Grenioux, Noble, Gabrie and Oliviero
-Durmus, Stochastic localization via iterative posterior sampling (2024, arXiv 2402.10758).
-Every density here is normalised, so log_z = 0, and can be sampled exactly.
+Durmus, Stochastic localization via iterative posterior sampling (2024, arXiv 2402.10758); the two
+modes of unlike covariances are those of Grenioux, Noble and Gabrie, Improving the evaluation of
+samplers on multi-modal targets (2025, arXiv 2504.08916).
+Every density here is normalised, so log_z = 0, can be sampled exactly, and has its first two moments.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pysamp import ops, rng
 from pysamp.target import NativeEnergy
+from pysamp.targets.field import native_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +101,19 @@ class GaussianMixture:
     @property
     def log_z(self) -> float:
         return 0.0
+
+    @property
+    def mean(self) -> Tensor:
+        return self.mode_weights @ self.means
+
+    @property
+    def covariance(self) -> Tensor:
+        """(d, d): the mean of the covariances and the covariance of the means."""
+        w, offset = self.mode_weights, self.means - self.mean  # (k,), (k, d)
+        between = (w[:, None] * offset).T @ offset
+        if self.covariances.ndim == 3:
+            return between + torch.einsum("k,kij->ij", w, self.covariances)
+        return between + torch.diag(w @ (self._factor * self._factor))
 
     def log_prob(self, x: Tensor) -> Tensor:
         if self.covariances.ndim < 3:
@@ -228,6 +246,107 @@ def TwoModes(dim: int, a: float = 1.0, variance: float = 0.05) -> GaussianMixtur
     return GaussianMixture(means, variances, torch.tensor([2.0, 1.0]))
 
 
+@dataclass(frozen=True)
+class BracketTwoModes:
+    """2/3 N(-a 1, diag(v)) + 1/3 N(a 1, diag(v reversed)), v from `low` to `high` in equal steps.
+
+    The stiff directions of one mode are the loose ones of the other, so that no metric suits both;
+    a (half the distance in each coordinate) and dim are two scales of difficulty. Mode 0 is where
+    the density of the first component, without its weight, exceeds that of the second, and
+    `mode_weights` are the masses of the two regions: 2/3 but for a small overlap.
+
+    In float32, log_prob between distant modes is a large number and known to 6e-8 of it only: at
+    dim = 256, a = 10 to 0.1 half-way, but to 1e-4 inside the modes. `mode` is taken in float64.
+    """
+
+    dim: int
+    a: float = 1.0
+    low: float = 0.01
+    high: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"dim must be at least 1, got {self.dim}")
+        for name in ("a", "low", "high"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+
+    @functools.cached_property
+    def mixture(self) -> GaussianMixture:
+        corner = torch.full((self.dim,), float(self.a), dtype=torch.float64)
+        v = torch.linspace(self.low, self.high, self.dim, dtype=torch.float64)
+        weights = torch.tensor([2.0, 1.0], dtype=torch.float64)
+        return GaussianMixture(torch.stack([-corner, corner]), torch.stack([v, v.flip(0)]), weights)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.dim,)
+
+    @property
+    def log_z(self) -> float:
+        return 0.0
+
+    @property
+    def native(self) -> NativeEnergy:
+        return self.mixture.native
+
+    @property
+    def mean(self) -> Tensor:
+        return self.mixture.mean
+
+    @property
+    def covariance(self) -> Tensor:
+        return self.mixture.covariance
+
+    @functools.cached_property
+    def mode_weights(self) -> Tensor:
+        """With L the log ratio of the components, q = P(L > 0) under the first: (1 + q)/3, (2 - q)/3.
+
+        Reflecting x and its order exchanges the components, hence P(L > 0) = 1 - q under the second,
+        and E exp((it - 1/2) L) is real and even in t. Inverted along that line, t = tan(phi)/2:
+            1 - q = 1/pi int_0^(pi/2) prod_i sqrt(v_i cos phi) D_i^(-1/4) exp(-a^2 m_i / (2 D_i)) dphi,
+            D_i = (m_i cos phi)^2 + (e_i sin phi)^2,   m_i, e_i = half the sum, half the difference
+        of the two variances of coordinate i. The integrand is smooth: Gauss-Legendre, error < 1e-12.
+        """
+        v = np.linspace(self.low, self.high, self.dim)
+        half_sum, half_difference = (v + v[::-1]) / 2, (v - v[::-1]) / 2
+        node, weight = np.polynomial.legendre.leggauss(200)
+        phi = (node[:, None] + 1) * (np.pi / 4)
+        d = (half_sum * np.cos(phi)) ** 2 + (half_difference * np.sin(phi)) ** 2  # (200, dim)
+        log_m = 0.5 * np.log(v * np.cos(phi)) - 0.25 * np.log(d) - self.a**2 / 2 * half_sum / d
+        missed = float(weight @ np.exp(log_m.sum(1))) / 4  # 1 - q
+        return torch.tensor([2 - missed, 1 + missed], dtype=torch.float64) / 3
+
+    def mode(self, x: Tensor) -> Tensor:
+        v = torch.linspace(self.low, self.high, self.dim, dtype=torch.float64, device=x.device)
+        x = x.double()
+        ratio = ((x - self.a) ** 2 / v.flip(0) - (x + self.a) ** 2 / v).sum(1)  # 2 L
+        return (ratio <= 0).long()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.mixture.log_prob(x)
+
+    def score(self, x: Tensor) -> Tensor:
+        return self.mixture.score(x)
+
+    def log_prob_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mixture.log_prob_and_score(x)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int,
+        first_chain: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Exact draws (n, dim)."""
+        return self.mixture.sample(
+            n, seed=seed, first_chain=first_chain, device=device, dtype=dtype
+        )
+
+
 def ManyModes(
     dim: int = 2, n_modes: int = 16, box: float = 10.0, variance: float = 1.0, seed: int = 0
 ) -> GaussianMixture:
@@ -277,17 +396,30 @@ class Rings:
     def log_z(self) -> float:
         return 0.0
 
+    @property
+    def mean(self) -> Tensor:
+        return torch.zeros(2, dtype=torch.float64)
+
+    @property
+    def covariance(self) -> Tensor:
+        square = (self.n_rings + 1) * (2 * self.n_rings + 1) / 6 + self.width**2  # E r^2
+        return 0.5 * square * torch.eye(2, dtype=torch.float64)
+
+    @functools.cached_property
+    def native(self) -> NativeEnergy:
+        constant = math.log(self.n_rings * self.width) + 1.5 * math.log(2 * math.pi)
+        params = (1 / self.width, 1 / self.width**2, constant)
+        return NativeEnergy("rings", params, (self.n_rings,))
+
     def log_prob(self, x: Tensor) -> Tensor:
-        return self._radial(x)[0]
+        return self.log_prob_and_score(x)[0]
 
     def score(self, x: Tensor) -> Tensor:
         return self.log_prob_and_score(x)[1]
 
     def log_prob_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_prob, terms, r = self._radial(x)
-        pull = (torch.softmax(terms, dim=1) * (r[:, None] - self._radii(x))).sum(1)  # (n,)
-        slope = -pull / self.width**2 - 1 / r  # d log p / dr
-        return log_prob, slope[:, None] * (x / r[:, None])
+        params, table = native_tensors(self.native, x.device, x.dtype)
+        return ops.rings(x, params, table, [self.n_rings])
 
     def mode(self, x: Tensor) -> Tensor:
         nearest = torch.round(torch.linalg.vector_norm(x, dim=1)).long()
@@ -313,13 +445,3 @@ class Rings:
         r = 1 + torch.floor(self.n_rings * u[:, 0]) + self.width * z
         angle = 2 * math.pi * u[:, 1]
         return (r[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)).to(dtype)
-
-    def _radii(self, x: Tensor) -> Tensor:
-        return torch.arange(1, self.n_rings + 1, dtype=x.dtype, device=x.device)
-
-    def _radial(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log_prob (n,), log terms of the rings up to a constant (n, n_rings), radius (n,)."""
-        r = (x * x).sum(1).clamp_min(1e-24).sqrt()  # clamped before the root: no 0/0 in autograd
-        terms = -0.5 * ((r[:, None] - self._radii(x)) / self.width) ** 2
-        constant = math.log(self.n_rings * self.width) + 1.5 * math.log(2 * math.pi)
-        return torch.logsumexp(terms, dim=1) - constant - torch.log(r), terms, r
