@@ -77,8 +77,8 @@ def gather_samples(part: Samples, world: World, n: int) -> Samples:
     """The independent draws of all processes, n in all, as one.
 
     Of `info`, values with an entry a draw (PER_DRAW) are joined, counts added, sentences put together; of
-    other numbers, the mean over draws; other tensors are those of this process. log Z is estimated anew
-    from all weights.
+    other numbers, the mean over draws; other tensors are those of this process. log Z and the
+    effective sample size are estimated anew from all weights.
     """
     counts = gather_chains(torch.tensor([part.n_chains]), world).tolist()
     tensors: dict[str, Tensor] = {}
@@ -111,6 +111,8 @@ def gather_samples(part: Samples, world: World, n: int) -> Samples:
         if "log_z" in info:
             log_z, error = metrics.log_z(log_weight)
             info |= {"log_z": float(log_z), "log_z_error": float(error)}
+        if "ess" in info:
+            info["ess"] = float(metrics.ess_weights(log_weight))
     return replace(part, x=x, log_prob=log_prob, log_weight=log_weight, info=info)
 
 

@@ -1,6 +1,7 @@
 """AIS and SMC: log Z and weights without bias, errors that are true, and failures that are said."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from pysamp import backend, rng
 from pysamp.describe import describe, rebuild
 from pysamp.mcmc.langevin import Multiplicative
 from pysamp.samplers.annealed import AIS, SMC
+from pysamp.samplers.particles import SCOUTS
 from pysamp.samples import Samples
 from pysamp.target import FunctionTarget
 from pysamp.targets import GaussianMixture, Phi4Chain, TwoModes
@@ -226,8 +228,12 @@ def test_particles_of_ais_may_be_shared_out():
 
 def test_costs_are_counted(tmp_path):
     out = METHODS["ais"].sample(BELL, 20, seed=1)
-    assert out.info["gradients"] == 20 * 15 * 5
-    assert out.info["evaluations"] == 20 * (15 * 6 + 1)
+    assert out.info["gradients"] == (20 + SCOUTS) * 15 * 5
+    assert out.info["evaluations"] == out.info["gradients"] + 20 * (
+        15 + 1
+    )  # and log p for the weights
+    own = replace(METHODS["ais"], adapt=Multiplicative()).sample(BELL, 20, seed=1)
+    assert own.info["gradients"] == 20 * 15 * 5
     out.save(tmp_path / "x.safetensors")
     again = Samples.load(tmp_path / "x.safetensors")
     assert torch.equal(again.log_weight, out.log_weight)
@@ -252,7 +258,7 @@ def test_budgets_are_kept(name):
         spent = sampler.sample(NORMAL, 20, seed=1).info["gradients"]
         assert spent <= budget
         if sampler.schedule != "adaptive":
-            one_more = 20 * max(sampler.n_steps + 1, sampler.n_levels)
+            one_more = (20 + SCOUTS) * max(sampler.n_steps + 1, sampler.n_levels)
             assert spent > budget - one_more
     with pytest.raises(
         ValueError, match=r"gradients must be at least \d+ for 20 particles, got 30"

@@ -312,27 +312,33 @@ def test_bindings_refuse_tensors_that_do_not_fit(native, device):
     x, one = torch.zeros(n, 7, device=device), torch.ones(n, device=device)
     params = torch.tensor(target.native.params, device=device)
     table = torch.empty(0, dtype=torch.int32, device=device)
-    good = [x, one, x, one, params, table, [7, 2, 1, 1], None, None, None, 0, 0, 0, 3, 0, 1,
-            [1.0, 0.0, 0.0, 0.0], x.clone(), one.clone(), x.clone(), one.clone(), one.clone(), None,
-            None, None]  # fmt: skip
+    good = [x, one, x, one, params, table, [7, 2, 1, 1], None, None, None, None, 0, 0, 0, 3, 0, 1,
+            [1.0, 0.0, 0.0, 0.0], 0, x.clone(), one.clone(), x.clone(), one.clone(), one.clone(), None,
+            None, None, None]  # fmt: skip
     native.phi4_mala(*good)
-    for index, bad, text in [
-        (1, one[:-1], "log_prob: expected shape"),
-        (2, None, "score"),
-        (3, one[:-1], "scale: expected shape"),
-        (6, [6, 2, 1, 1], "expected events of 6 sites"),
-        (7, one[:-1], "beta: expected shape"),
-        (8, x, "centre and precision go together"),
-        (11, -1, "step: the counter"),
-        (12, 2**32, "first_chain: the counter"),
-        (13, 0, "n_steps must be positive"),
-        (15, 0, "n_leapfrog must be positive"),
-        (17, x[:, :-1].contiguous(), "x_out: expected shape"),
-        (18, one[:-1], "log_prob_out: expected shape"),
-        (20, one[:-1], "accept: expected shape"),
-        (23, torch.zeros(n, 3, 7, device=device), "thin must divide"),
+    mean = [*good]
+    mean[18], mean[27] = 4, x.clone()
+    for call, index, bad, text in [
+        (good, 1, one[:-1], "log_prob: expected shape"),
+        (good, 1, None, "log_prob: this chain needs it"),
+        (good, 2, None, "score"),
+        (good, 3, one[:-1], "scale: expected shape"),
+        (good, 6, [6, 2, 1, 1], "expected events of 6 sites"),
+        (good, 7, one[:-1], "beta: expected shape"),
+        (good, 8, x, "centre and precision go together"),
+        (good, 10, torch.eye(7, device=device), "matrix needs centre"),
+        (good, 12, -1, "step: the counter"),
+        (good, 13, 2**32, "first_chain: the counter"),
+        (good, 14, 0, "n_steps must be positive"),
+        (good, 16, 0, "n_leapfrog must be positive"),
+        (good, 19, x[:, :-1].contiguous(), "x_out: expected shape"),
+        (good, 20, one[:-1], "log_prob_out: expected shape"),
+        (good, 22, one[:-1], "accept: expected shape"),
+        (good, 25, torch.zeros(n, 3, 7, device=device), "thin must divide"),
+        (mean, 14, 3, "n_mean must lie in"),
+        (good, 27, x[:, :-1].contiguous(), "n_mean must lie in"),
     ]:
-        arguments = [*good]
+        arguments = [*call]
         arguments[index] = bad
         with pytest.raises(ValueError, match=text):
             native.phi4_mala(*arguments)

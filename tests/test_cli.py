@@ -441,9 +441,9 @@ def test_targets_lists_parameters_formula_and_what_is_exact(capsys):
     assert block.splitlines()[0] == "Phi4Chain(n_sites=100, a=0.1, beta=20.0, h=0.0)"
     assert "log p = −β [" in block
     assert "[native kernel; exact mode weights; exact log Z]" in block
-    rings = next(b for b in out.split("\n\n") if b.startswith("Rings("))
-    assert "native" not in rings
-    assert "exact draws" in rings
+    board = next(b for b in out.split("\n\n") if b.startswith("Checkerboard("))
+    assert "native" not in board
+    assert "exact draws" in board
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,9 @@ ROWS = (
     ("sampling",),
     ("opponents", "timing"),
     ("quickbench",),
-    ("experiments",),
     ("runfile", "demo", "selftest"),
     ("evaluate",),
+    ("experiments",),
     ("cli",),
     ("__main__",),
 )

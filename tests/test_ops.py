@@ -9,7 +9,7 @@ import pysamp
 from pysamp import _native, ops
 
 NAMES = sorted(ops.TABLE)
-DIFFERENTIABLE = ["mixture", "phi4", "soft", "spins", "sum32"]
+DIFFERENTIABLE = ["funnel", "logistic", "mixture", "phi4", "rings", "soft", "spins", "sum32"]
 
 
 def as_tuple(value):

@@ -1,4 +1,4 @@
-"""The README does what it says: its Python block runs, its commands are those that CI reads from it."""
+"""The README does what it says: its Python blocks run, its commands are those that CI reads from it."""
 
 import pathlib
 import re
@@ -50,6 +50,16 @@ def test_the_lattice_block_runs(text):
     assert names["run"].names[0] == "energy"
     assert names["run"].x.shape[:2] == (64, 50)
     assert "helicity" in str(names["run"].summary())
+
+
+def test_the_block_of_samplers_runs(text):
+    """Both give summaries; SMC with the true moments also the right weights."""
+    block = blocks(text)[2].replace("n_times=128", "n_times=8, n_steps=4, burn_in=8")
+    block = block.replace("print(run.summary())", "runs = [*globals().get('runs', []), run]")
+    smc, slips = run(block)["runs"]
+    weights, errors = ps.metrics.mode_weights(smc, smc.target)
+    assert abs(float(weights[0]) - 2 / 3) < 0.15
+    assert {"SMC", "SLIPS"} == {str(r.summary()).split()[0] for r in (smc, slips)}
 
 
 def test_the_commands(text):

@@ -1,9 +1,9 @@
 """Two modes of half distance a in dimension d: the published maps of error and spread, and what is shared.
 
-Grenioux, Noble, Gabrié, Improving the evaluation of samplers on multi-modal targets (2025), arXiv 2504.08916.
-Error: mean |ŵ − w| of the weight of a mode; spread: its standard deviation; over runs, in percentage
-points. The numbers were read off the colours of the poster's maps; `reading` is the error of that, and 33.3
-with no spread is a run that stays in the heavier mode.
+Grenioux, Noble, Gabrié, Improving the evaluation of samplers on multi-modal targets (2025), arXiv
+2504.08916. Error: mean |ŵ − w| of the weight of a mode; spread: its standard deviation; over runs, in
+percentage points. The numbers were read off the colours of the poster's maps; `reading` is the error of
+that, and 33.3 with no spread is a run that stays in the heavier mode.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@ Grenioux, Noble, Gabrié (2025), arXiv 2504.08916. No settings were published. S
 moments (oracle), as the Gaussian that they start from, SLIPS the best of a few t0 (oracle); without, it
 takes its own. SMC resamples where the effective sample size is low: at every level, multinomially, the
 noise alone would be √(128 w(1−w)/n) = 17 points for modes that are apart, against the 2 to 3 published.
-Shown beside them: AIS, and SLIPS without an oracle, for which nothing was published.
+Shown beside them: AIS, and SLIPS without an oracle, for which nothing was published. SLIPS returns states
+here; the posterior means that were published have the same weights but shrink every mode to a variance
+of s⁴/(s² + σ²/g²), for far modes to nearly nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -20,11 +23,11 @@ from pysamp.evaluate import Cell, Entry, Exact, aggregate, suite
 from pysamp.evaluate.plots import error_map
 from pysamp.experiments.base import Experiment, Outcome, Progress, Row, near, panels, within
 from pysamp.experiments.evaluation import (
-    A,
     COLLAPSE,
     DIMS,
     PUBLISHED,
     SOURCE,
+    A,
     found,
     limited,
     moments,
@@ -37,6 +40,8 @@ from pysamp.experiments.evaluation import (
 from pysamp.mcmc import MALA, ParallelTempering
 from pysamp.plots import CYCLE, EXACT, legend, save
 from pysamp.samplers import AIS, SLIPS, SMC, GaussianVI, Importance
+from pysamp.samples import Samples
+from pysamp.sampling import Sampler
 from pysamp.target import HasMoments, Target
 
 MOMENTS = ("true moments",)
@@ -46,7 +51,8 @@ EVERY_CELL = (4, 5.25)  # where 8 … 22 points are expected of it
 NEAR_CELL = (4, 0.5)  # the only cell in which local chains see both modes
 FLAT = 1.5  # error of SLIPS in 30 of the 35 cells of 2048 draws
 SHARE = 30 / 35
-FLOOR_FREE = 2048
+N_EXACT = 2048
+FREED = 25.0  # error of MCMC below which it has left the mode of its start
 
 
 @dataclass(frozen=True)
@@ -61,17 +67,34 @@ class Settings:
     n_times: int = 1024
     n_copies: int = 4
     chains: int = 1024  # of MCMC
+    local: int = 2048  # steps of its warm-up
+    levels: int = 128  # of SMC and AIS
     rungs: int = 128
-    ensembles: int = 1024
+    ensembles: int = 1024  # of RE: 4096 transitions, and draws from 32 more
+    warmup: int = 512
+    draws: int = 4
+    thin: int = 1
     vi_steps: int = 5000
+
+
+@dataclass(frozen=True, eq=False)
+class Unweighted:
+    """The draws of a sampler without their weights: q itself, as it was published."""
+
+    sampler: Sampler
+
+    def sample(self, target: Target, n: int, **how: Any) -> Samples:
+        drawn = self.sampler.sample(target, n, **how)
+        info = {k: v for k, v in drawn.info.items() if k in ("evaluations", "gradients", "elbo")}
+        return replace(drawn, log_weight=None, info=info)
 
 
 def entries(settings: Settings) -> list[Entry]:
     def smc(target: Target) -> SMC:
-        return SMC(moments(target))
+        return SMC(moments(target), n_levels=settings.levels)
 
     def every(target: Target) -> SMC:
-        return SMC(moments(target), resample="multinomial", threshold=1.0)
+        return SMC(moments(target), n_levels=settings.levels, resample="multinomial", threshold=1.0)
 
     def exchange(target: Target) -> ParallelTempering:
         return ParallelTempering(
@@ -84,20 +107,33 @@ def entries(settings: Settings) -> list[Entry]:
         assert isinstance(target, HasMoments)
         sigma = math.sqrt(float(target.covariance.diagonal().mean()))
         return SLIPS(
-            "standard", sigma=sigma, mean=target.mean, t0=settings.t0[0], output="mean", **lengths
-        )  # type: ignore[arg-type]
+            "standard",
+            sigma=sigma,
+            mean=target.mean,
+            t0=settings.t0[0],
+            **lengths,  # type: ignore[arg-type]
+        )
 
     return [
-        Entry("exact", Exact(), n=FLOOR_FREE),
-        Entry(MCMC, MALA(), n_chains=settings.chains, n_draws=16, warmup=2048, x0=0),
+        Entry("exact", Exact(), n=N_EXACT),
+        Entry(MCMC, MALA(), n_chains=settings.chains, n_draws=16, warmup=settings.local, x0=0),
         Entry("IS-Gauss", lambda t: Importance(moments(t)), MOMENTS, n=16_384),
-        Entry(VI, GaussianVI(n_steps=settings.vi_steps), n=8192),
+        Entry(VI, Unweighted(GaussianVI(n_steps=settings.vi_steps)), n=8192),
         Entry("SMC", smc, MOMENTS, n=1024),
         Entry(EVERY, every, MOMENTS, n=1024),
-        Entry("AIS", lambda t: AIS(moments(t)), MOMENTS, n=1024),
-        # 4096 transitions, and draws from 32 more
-        Entry("RE", exchange, MOMENTS, n_chains=settings.ensembles, n_draws=4, warmup=512),
-        Entry(BEST, best, ("sigma and mean: true",), n=settings.particles, tune=("t0", settings.t0)),
+        Entry("AIS", lambda t: AIS(moments(t), n_levels=settings.levels), MOMENTS, n=1024),
+        Entry(
+            "RE",
+            exchange,
+            MOMENTS,
+            n_chains=settings.ensembles,
+            n_draws=settings.draws,
+            warmup=settings.warmup,
+            thin=settings.thin,
+        ),
+        Entry(
+            BEST, best, ("sigma and mean: true",), n=settings.particles, tune=("t0", settings.t0)
+        ),
         Entry(FREE, SLIPS(**lengths), n=settings.particles),  # type: ignore[arg-type]
     ]
 
@@ -109,7 +145,10 @@ def run(settings: Settings, *, seed: int, device: str | None, progress: Progress
     )  # fmt: skip
     cells = aggregate(made)
     rows = [*_rows(cells, made, settings)]
-    data = {"cells": [cell.to_dict() for cell in cells]}
+    tuned = {
+        named_of(row): row["tuning"] for row in made if row["status"] == "done" and row["tuning"]
+    }
+    data = {"cells": [cell.to_dict() for cell in cells], "tuning": tuned}
     figures = {
         "grid_map.png": functools.partial(save, error_map(cells, ("a", "dim"))),
         "grid_published.png": functools.partial(save, _beside(cells)),
@@ -117,17 +156,19 @@ def run(settings: Settings, *, seed: int, device: str | None, progress: Progress
     return Outcome(rows, data, figures)
 
 
+def named_of(row: dict) -> str:
+    return f"{row['sampler']} d={row['parameters']['dim']} a={row['parameters']['a']:g}"
+
+
 # ---------------------------------------------------------------------------- rows
-def _rows(
-    cells: Sequence[Cell], made: Sequence[dict], settings: Settings
-) -> Iterator[Row]:
+def _rows(cells: Sequence[Cell], made: Sequence[dict], settings: Settings) -> Iterator[Row]:
     of = {name: [c for c in cells if c.sampler == name] for name in (*NAMES, MCMC, VI, EVERY)}
     for cell in of[MCMC]:
         if place(cell) == NEAR_CELL:
             wanted = published(MCMC, *NEAR_CELL)
             assert wanted is not None
-            # A lower limit: chains that all start in one mode have not yet reached the other.
-            yield within(named(cell), *found(cell), wanted, SOURCE, high=9, reference_error=0.5)
+            # It falls with the length of the run, which was not published.
+            yield within(named(cell), *found(cell), wanted, SOURCE, high=FREED, reference_error=0.5)
         else:
             yield near(named(cell), *found(cell), COLLAPSE, SOURCE, tolerance=0.5)
     for cell in of[VI]:
@@ -136,6 +177,7 @@ def _rows(
             named(cell), *found(cell), COLLAPSE, SOURCE, low=COLLAPSE - 0.5, high=2 * COLLAPSE + 0.5,
             reference_error=0.5,
         )  # fmt: skip
+    yield from _bounds(made)
     for sampler in ("IS-Gauss", "SMC", "RE"):
         yield from limited(of[sampler], sampler)
         yield from _trend(of[sampler], sampler)
@@ -143,7 +185,7 @@ def _rows(
         if place(cell) == EVERY_CELL:
             yield within(named(cell), *found(cell), 12.5, "17·√(2/π)", low=8, high=22)
     best = of[BEST]
-    limit = FLAT * math.sqrt(FLOOR_FREE / settings.particles)
+    limit = FLAT * math.sqrt(N_EXACT / settings.particles)
     good = sum(found(cell)[0] <= limit for cell in best)
     p = good / len(best)
     yield within(
@@ -159,6 +201,20 @@ def _rows(
             )  # fmt: skip
     for sampler in ("SMC", "RE", BEST):
         yield from _shape([row for row in made if row["sampler"] == sampler], sampler)
+
+
+def _bounds(made: Sequence[dict]) -> Iterator[Row]:
+    """The evidence bounds of VI, which are at most the logarithm of the heavier mode's weight."""
+    apart = [r for r in made if r["sampler"] == VI and r["status"] == "done"]
+    apart = [r for r in apart if r["parameters"]["a"] != NEAR_CELL[1]]
+    for name in dict.fromkeys(named_of(row) for row in apart):
+        elbo = [row["details"]["elbo"] for row in apart if named_of(row) == name]
+        mean = sum(elbo) / len(elbo)
+        error = math.sqrt(sum((e - mean) ** 2 for e in elbo)) / len(elbo)
+        yield within(
+            f"ELBO, {name}", mean, error, math.log(2 / 3), "ln of a weight",
+            high=round(math.log(2 / 3) + 0.01, 4),
+        )  # fmt: skip
 
 
 def _trend(cells: Sequence[Cell], sampler: str) -> Iterator[Row]:
@@ -196,7 +252,9 @@ def _shape(made: Sequence[dict], sampler: str) -> Iterator[Row]:
 # ---------------------------------------------------------------------------- figures
 def _beside(cells: Sequence[Cell]) -> Figure:
     """Errors of ours against published ones, above the limit that rows allow."""
-    figure, axes = panels(("every cell of the map", "published error (points)", "our error (points)"))
+    figure, axes = panels(
+        ("every cell of the map", "published error (points)", "our error (points)")
+    )
     ax = axes[0]
     for k, (ours, theirs) in enumerate(NAMES.items()):
         mine = [c for c in cells if c.sampler == ours and published(theirs, *place(c)) is not None]
@@ -223,11 +281,13 @@ EXPERIMENT = Experiment(
     source=SOURCE,
     settings={
         "quick": Settings(
-            (4, 16), (0.5, 5.25), 4, (0.15, 0.2, 0.3, 0.4), particles=1024, n_times=128, n_copies=1,
-            chains=512, rungs=32, ensembles=128, vi_steps=1000,
+            (4, 16), (0.5, 5.25), 4, (0.25, 0.32, 0.5, 0.65, 1.0), particles=1024, n_times=128,
+            n_copies=1, chains=512, rungs=32, ensembles=256, warmup=256, draws=8, thin=8, vi_steps=1000,
         ),
         "paper": Settings(
-            DIMS, A, 32, (0.05, 0.08, 0.1, 0.12, 0.14, 0.17, 0.2, 0.23, 0.26, 0.3, 0.35, 0.4, 0.5),
+            DIMS, A, 32,
+            (0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.11, 0.12, 0.14, 0.16, 0.18, 0.2, 0.24, 0.28, 0.32,
+             0.36, 0.4, 0.45, 0.5, 0.58, 0.65, 0.75, 1.0),
         ),
     },
     run=run,

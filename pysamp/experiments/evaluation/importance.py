@@ -12,15 +12,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from matplotlib.figure import Figure
 
 from pysamp.evaluate import Cell, Entry, aggregate, suite
 from pysamp.experiments.base import Experiment, Outcome, Progress, Row, near, panels
 from pysamp.experiments.evaluation import (
-    A,
     COLLAPSE,
     PUBLISHED,
     SOURCE,
+    A,
     found,
     limited,
     moments,
@@ -57,7 +58,7 @@ def full(target: Target) -> Importance:
 
 def diagonal(target: Target) -> Importance:
     known = moments(target)
-    return Importance(Gaussian(known.mean, known.covariance.diagonal().clone()))
+    return Importance(Gaussian(known.mean, torch.as_tensor(known.covariance).diagonal().clone()))
 
 
 def run(settings: Settings, *, seed: int, device: str | None, progress: Progress) -> Outcome:
@@ -100,7 +101,15 @@ def _figure(cells: Sequence[Cell], settings: Settings) -> Figure:
             x, [found(c)[0] for c in mine], [found(c)[1] for c in mine], fmt="o", ms=4, capsize=2,
             color=CYCLE[0], label="error, ours",
         )  # fmt: skip
-        ax.plot(x, [cell.spread for cell in mine], "o", ms=4, mfc="none", color=CYCLE[0], label="spread, ours")
+        ax.plot(
+            x,
+            [cell.spread or 0.0 for cell in mine],
+            "o",
+            ms=4,
+            mfc="none",
+            color=CYCLE[0],
+            label="spread, ours",
+        )
         ax.plot(A, PUBLISHED[FULL].error[d], "-", color=CYCLE[1], label="error, published")
         ax.plot(A, PUBLISHED[FULL].spread[d], "--", color=CYCLE[1], label="spread, published")
         ax.set_ylim(bottom=0)

@@ -151,7 +151,7 @@ class Scan:
             )  # fmt: skip
         ax.set_xscale("log")
         times = sorted({point.t0 for point in self.points})
-        ax.set_xticks([t for t in (0.03, 0.1, 0.2, 0.4, 1.0) if times[0] <= t <= times[-1]])
+        ax.set_xticks([t for t in (0.1, 0.15, 0.2, 0.3, 0.4, 1.0) if times[0] <= t <= times[-1]])
         ax.minorticks_off()
         ax.xaxis.set_major_formatter("{x:g}")
 

@@ -2,7 +2,8 @@
 
 Grenioux, Noble, Gabrié, Durmus, ICML 2024, arXiv 2402.10758. A re-run by Cordero-Encinar, Duncan, Akyildiz
 and co-authors (2025) has W2 = 0.66(11) for shifted modes, the floor of 8192 exact draws being 0.62. The
-posterior mean that the method returns narrows a mode of variance s² to s⁴/(s² + σ²/g²(t_end)).
+posterior mean that the method returns narrows a mode of variance s² to s⁴/(s² + σ²/g²(t_end)); four copies
+of the chains, of which some settle in the neighbour's mode, widen it again.
 """
 
 from __future__ import annotations
@@ -18,17 +19,16 @@ from pysamp.experiments.base import Experiment, Outcome, Progress, near, panels,
 from pysamp.experiments.slips.common import (
     GEOM11,
     SOURCE,
-    TOYS,
     Toy,
     draws,
     exact_draws,
     noise_floor,
     scan,
-    some,
     weight_row,
 )
 from pysamp.plots import CYCLE, EXACT, legend, save
 from pysamp.samplers import SLIPS
+from pysamp.target import HasModes
 from pysamp.targets import EightGaussians
 
 RADIUS, VARIANCE = 10.0, 0.7
@@ -43,6 +43,12 @@ def run(settings: Toy, *, seed: int, device: str | None, progress: Progress) -> 
         target, metrics.wasserstein2, floor, settings, seed=seed, device=device,
         progress=progress, R=RADIUS, tau=math.sqrt(VARIANCE),
     )  # fmt: skip
+    progress("one copy")
+    alone = SLIPS(
+        t0=T0, t_end=found.at(GEOM11, T0).grid.t_end, R=RADIUS, tau=math.sqrt(VARIANCE), n_copies=1,
+        n_times=settings.n_times,
+    )  # fmt: skip
+    one = draws(alone.sample(target, n, seed=seed, device=device))
     progress("without settings")
     plain = SLIPS(n_times=settings.n_times).sample(target, n, seed=seed, device=device)
     x = draws(plain)
@@ -50,7 +56,9 @@ def run(settings: Toy, *, seed: int, device: str | None, progress: Progress) -> 
     accept = fixed.info["accept"].double()
     signal = fixed.grid.t_end / (1 - fixed.grid.t_end)
     narrowed = VARIANCE / (VARIANCE + fixed.info["sigma"] ** 2 / signal)
-    ratio, plain_ratio = (variance_ratio(draws_, target) for draws_ in (fixed.x, x))
+    means, four, lone = (variance_ratio(each, target) for each in (fixed.x, x, one))
+    # The error of the variance of 2 n normal numbers.
+    errors = [ratio / math.sqrt(n) for ratio in (means, four, lone)]
     w2 = float(metrics.wasserstein2(x, exact_draws(target, n, seed)))
     rows = [
         found.row(f"W2, {fixed.label}", fixed.value, settings.margin),
@@ -60,12 +68,14 @@ def run(settings: Toy, *, seed: int, device: str | None, progress: Progress) -> 
             f"acceptance, {fixed.label}", accept.mean(), accept.std() / math.sqrt(n), 0.75,
             "target of the rule", low=0.60, high=0.75,
         ),
-        near("variance/s², posterior mean", ratio, ratio / math.sqrt(n), narrowed, "s²/(s² + σ²/g²)",
-             tolerance=0.05),
+        within(
+            "variance/s², posterior mean", means, errors[0], narrowed, "s²/(s² + σ²/g²)",
+            low=0.6, high=0.9,
+        ),
         found.row("W2, all settings left out", w2, settings.margin),
         weight_row("weights, all settings left out", x, target, 4 * binomial),
-        near("variance/s², posterior sample", plain_ratio, plain_ratio / math.sqrt(n), 1.0, "exact",
-             tolerance=0.1),
+        within("variance/s², sample, 4 copies", four, errors[1], 1.0, "exact", low=0.9, high=1.25),
+        near("variance/s², sample, 1 copy", lone, errors[2], 1.0, "exact", tolerance=0.1),
     ]  # fmt: skip
     data = found.data() | {
         "published re-run": {"SLIPS": 0.66, "error": 0.11},
@@ -92,7 +102,7 @@ def run(settings: Toy, *, seed: int, device: str | None, progress: Progress) -> 
     return Outcome(rows, data, {"eight_gaussians.png": functools.partial(save, figure)})
 
 
-def variance_ratio(x: Tensor, target: object) -> float:
+def variance_ratio(x: Tensor, target: HasModes) -> float:
     """The variance inside the modes, mean over modes and coordinates, over the exact one."""
     return float(metrics.within_modes(x, target).variance_ratio.mean())
 
@@ -101,7 +111,7 @@ EXPERIMENT = Experiment(
     title="SLIPS on eight Gaussians: W2 beside its floor, weights and widths of modes",
     source=SOURCE,
     settings={
-        "quick": Toy(1024, 1024, 0.47, some(TOYS, GEOM11)),
+        "quick": Toy(1024, 1024, 0.47),
         "paper": Toy(8192, 1024, 0.15, n_floors=4),
     },
     run=run,

@@ -13,15 +13,12 @@ import torch
 from pysamp import metrics
 from pysamp.experiments.base import Experiment, Outcome, Progress, panels
 from pysamp.experiments.slips.common import (
-    GEOM11,
     SOURCE,
-    TOYS,
     Toy,
     draws,
     exact_draws,
     noise_floor,
     scan,
-    some,
     weight_row,
 )
 from pysamp.plots import CYCLE, EXACT, legend, save
@@ -74,7 +71,7 @@ EXPERIMENT = Experiment(
     title="SLIPS on four rings: W2 beside its floor, weights of the rings",
     source=SOURCE,
     settings={
-        "quick": Toy(1024, 1024, 0.12, some(TOYS, GEOM11)),
+        "quick": Toy(1024, 1024, 0.12),
         "paper": Toy(8192, 1024, 0.08, n_floors=4),
     },
     run=run,

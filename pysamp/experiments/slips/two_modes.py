@@ -2,9 +2,9 @@
 
 Grenioux, Noble, Gabrié, Durmus, ICML 2024, arXiv 2402.10758, whose poster gives the published values, of
 a t0 selected by the known weights. What the curve is, derived here: chains of the denoiser start at
-y/α ~ N(0, σ²/t0), run down to the mode on their side, and stay there for ever, the modes being 18 standard
-deviations or more apart; neither the Langevin steps nor the later times move mass between them. With modes at
-−(2/3) a 1 and (4/3) a 1, whose middle lies at a√d/3 along the line that joins them,
+y/α ~ N(0, σ²/t0), run down to the mode on their side, and stay there for ever, the modes being 25 standard
+deviations or more apart; neither the Langevin steps nor the later times move mass between them. With modes
+at −(2/3) a 1 and (4/3) a 1, whose middle lies at a√d/3 along the line that joins them,
 
     weight of the heavy mode = Φ(a √(d t0) / (3 σ)),
 
@@ -156,7 +156,7 @@ def _rows(
         ),
         near(
             f"d = {d}, variance/s², mean", ratio, ratio * math.sqrt(2 / (d * settings.n / 3)),
-            narrowed, "s²/(s² + σ²/g²)", tolerance=0.03,
+            narrowed, "s²/(s² + σ²/g²)", tolerance=0.08,
         ),
     ]  # fmt: skip
 
