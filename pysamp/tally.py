@@ -77,8 +77,8 @@ def gather_samples(part: Samples, world: World, n: int) -> Samples:
     """The independent draws of all processes, n in all, as one.
 
     Of `info`, values with an entry a draw (PER_DRAW) are joined, counts added, sentences put together; of
-    other numbers, the mean over draws; other tensors are those of this process. log Z and the
-    effective sample size are estimated anew from all weights.
+    other numbers, the mean over draws; other tensors are those of this process. log Z, and what else is said
+    of the weights, is computed anew from all of them.
     """
     counts = gather_chains(torch.tensor([part.n_chains]), world).tolist()
     tensors: dict[str, Tensor] = {}
@@ -90,17 +90,19 @@ def gather_samples(part: Samples, world: World, n: int) -> Samples:
     }
     infos = [json.loads(data) for data in gather_bytes(json.dumps(header).encode(), world)]
     info: dict[str, Any] = {}
-    for key, value in infos[0].items():
-        values = [other.get(key) for other in infos]
+    for key in dict.fromkeys(key for other in infos for key in other):
+        found = [(other[key], c) for other, c in zip(infos, counts, strict=True) if key in other]
+        value = found[0][0]
         if isinstance(value, dict) and value.get("tensor") == f"info.{key}":
             name = value["tensor"]
-            info[key] = per_draw.get(name, tensors[name])
+            if name in per_draw or name in tensors:
+                info[key] = per_draw.get(name, tensors.get(name))
         elif key in COUNTS:
-            info[key] = sum(values)
+            info[key] = sum(v for v, _ in found)
         elif isinstance(value, list) and all(isinstance(v, str) for v in value):
-            info[key] = list(dict.fromkeys(text for texts in values for text in texts))
-        elif isinstance(value, float):
-            info[key] = sum(v * (c / n) for v, c in zip(values, counts, strict=True))
+            info[key] = list(dict.fromkeys(text for texts, _ in found for text in texts))
+        elif isinstance(value, float):  # a check may have been made in one process alone
+            info[key] = sum(v * c for v, c in found) / sum(c for _, c in found)
         else:
             info[key] = value
     x = gather_chains(part.x.contiguous(), world, n)
@@ -108,11 +110,14 @@ def gather_samples(part: Samples, world: World, n: int) -> Samples:
     log_weight = part.log_weight
     if log_weight is not None:
         log_weight = gather_chains(log_weight.contiguous(), world, n)
-        if "log_z" in info:
-            log_z, error = metrics.log_z(log_weight)
-            info |= {"log_z": float(log_z), "log_z_error": float(error)}
-        if "ess" in info:
-            info["ess"] = float(metrics.ess_weights(log_weight))
+        log_z, error = metrics.log_z(log_weight)
+        again = {
+            "log_z": log_z,
+            "log_z_error": error,
+            "ess": metrics.ess_weights(log_weight),
+            "pareto_k": metrics.pareto_k(log_weight),
+        }
+        info |= {key: float(value) for key, value in again.items() if key in info}
     return replace(part, x=x, log_prob=log_prob, log_weight=log_weight, info=info)
 
 

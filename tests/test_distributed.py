@@ -27,13 +27,24 @@ from pysamp.distributed import (
 )
 from pysamp.mcmc.langevin import MALA
 from pysamp.mcmc.tempering import ParallelTempering
+from pysamp.samplers import AIS, SLIPS, SMC, GaussianVI, Importance
 from pysamp.samples import Samples
 from pysamp.sampling import resume, sample
 from pysamp.target import Tempered
+from pysamp.targets.gaussian import Gaussian
 from pysamp.targets.mixture import GaussianMixture
 from pysamp.targets.phi4 import Phi4
 
 SIZES = {"n_chains": 6, "n_draws": 30, "warmup": 20, "seed": 1, "progress": False}
+
+
+SAMPLERS = {
+    "slips": SLIPS(n_times=8, n_steps=4, n_init=4, burn_in=8),
+    "ais": AIS(n_levels=6, n_steps=3),
+    "smc": SMC(n_levels=6, n_steps=3),
+    "importance": Importance(Gaussian(torch.zeros(2), 2.0)),
+    "vi": GaussianVI(n_steps=5, batch=8),
+}
 
 
 def mixture() -> GaussianMixture:
@@ -96,6 +107,12 @@ def main(root: Path) -> None:
         assert torch.equal(streamed.x, s.x)
         s.save(root / f"observed{world().size}.{world().rank}")
 
+    def independent() -> None:
+        """Samplers that make all draws in one go; those whose draws are independent share them out."""
+        for name, sampler in SAMPLERS.items():
+            s = sample(mixture(), sampler, n_chains=11, seed=2, progress=False)
+            s.save(root / f"{name}{world().size}.{world().rank}")
+
     def rows() -> None:
         here = world()
         for counts in ([2, 0, 3], [0, 0, 1]):
@@ -129,6 +146,7 @@ def main(root: Path) -> None:
     codes["ladder"] = on_ranks(1, run(1, True)) + on_ranks(4, run(4, True))
     codes["per_chain"] = on_ranks(1, per_chain) + on_ranks(4, per_chain)
     codes["observed"] = on_ranks(1, observed) + on_ranks(4, observed)
+    codes["independent"] = on_ranks(1, independent) + on_ranks(3, independent)
     codes["rows"] = on_ranks(3, rows)
     codes["killed"] = on_ranks(2, killed)
     codes["go_on"] = on_ranks(1, go_on)
@@ -196,6 +214,24 @@ def test_observables_do_not_depend_on_the_number_of_processes(root):
         assert other.names == one.names
         assert torch.equal(other.x, one.x) and torch.equal(other.log_prob, one.log_prob)
     assert torch.equal(resume(root / "observed4").x, one.x)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_draws_of_samplers_do_not_depend_on_the_number_of_processes(root, name):
+    assert set(code_of(root, "independent")) == {0}, (root / "stderr").read_text()
+    one = Samples.load(root / f"{name}1.0")
+    assert one.x.shape == (11, 1, 2) and one.x.std() > 0.3
+    for rank in range(3):
+        other = Samples.load(root / f"{name}3.{rank}")
+        assert torch.equal(other.x, one.x) and torch.equal(other.log_prob, one.log_prob)
+        if one.log_weight is not None:
+            assert torch.equal(other.log_weight, one.log_weight)
+        for key in ("log_z", "log_z_error", "ess", "pareto_k", "elbo"):
+            if key in one.info:
+                assert other.info[key] == pytest.approx(one.info[key], rel=1e-12, nan_ok=True)
+        for key in ("accept", "nonfinite"):
+            if key in one.info:
+                assert torch.equal(torch.as_tensor(other.info[key]), torch.as_tensor(one.info[key]))
 
 
 def test_rows_are_gathered_in_global_order_with_unequal_and_empty_shares(root):

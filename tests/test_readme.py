@@ -57,7 +57,7 @@ def test_the_block_of_samplers_runs(text):
     block = blocks(text)[2].replace("n_times=128", "n_times=8, n_steps=4, burn_in=8")
     block = block.replace("print(run.summary())", "runs = [*globals().get('runs', []), run]")
     smc, slips = run(block)["runs"]
-    weights, errors = ps.metrics.mode_weights(smc, smc.target)
+    weights, _ = ps.metrics.mode_weights(smc, smc.target)
     assert abs(float(weights[0]) - 2 / 3) < 0.15
     assert {"SMC", "SLIPS"} == {str(r.summary()).split()[0] for r in (smc, slips)}
 

@@ -1,8 +1,9 @@
 """The native path of the Markov kernels: n transitions of all chains in one call.
 
 `plan(target, state)` looks through the wrappers of a target: a native energy, possibly tempered,
-possibly tilted, possibly counted, in that order from the inside, or bridged to a Gaussian. Anything else has no plan, and the
-kernel runs its torch text. That text is the definition; the call gives the same numbers.
+possibly tilted, possibly counted, in that order from the inside, or bridged to a Gaussian. Anything else
+has no plan, and the kernel runs its torch text. That text is the definition; the call gives the same
+numbers.
 """
 
 from __future__ import annotations

@@ -54,9 +54,8 @@ class GaussianVI:
             raise TypeError(f"full must be True or False, got {self.full!r}")
 
     def sample(
-        self, target: Target, n: int, *, seed: int, first_chain: int = 0,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
-        progress: bool = False,
+        self, target: Target, n: int, *, seed: int, device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None, progress: bool = False,
     ) -> Samples:  # fmt: skip
         """Samples x (n, 1, *event) of q with log_weight = ln p − ln q.
 
@@ -76,7 +75,7 @@ class GaussianVI:
             q, history = self._trained(counted, event, seed, like, bar)
 
         z = rng.normal(
-            (n, d), seed=seed, stream="importance", substep=1, first_chain=first_chain,
+            (n, d), seed=seed, stream="importance", substep=1,
             device=like.device, dtype=like.dtype,
         )  # fmt: skip
         x = q.at(z).reshape(n, *event)

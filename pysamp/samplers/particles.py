@@ -218,7 +218,7 @@ class Particles:
             "log_z": log_z,
             "log_z_error": error,
             "accept": self.accept / self.level,
-            "nonfinite": self.nonfinite,
+            "nonfinite": int(self.nonfinite.sum()),
             "evaluations": self.target.evaluations,
             "gradients": self.target.gradients,
             "lam": torch.tensor(levels.lam, dtype=torch.float64),

@@ -202,7 +202,7 @@ class SLIPS:
             info["pilot_sigmas"] = list(walk.pilots)
         if walk.start_dependence is not None:
             info["start_dependence"] = walk.start_dependence
-            if not walk.start_dependence < FORGETS:  # NaN counts, too
+            if walk.start_dependence > FORGETS:
                 info["notes"].append(
                     f"at t0 = {t0:.3g} the denoiser remembers where its chains start (share "
                     f"{walk.start_dependence:.2f} of its variance): weights of modes rest on the start, "

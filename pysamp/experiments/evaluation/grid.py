@@ -69,11 +69,13 @@ class Settings:
     chains: int = 1024  # of MCMC
     local: int = 2048  # steps of its warm-up
     levels: int = 128  # of SMC and AIS
-    rungs: int = 128
-    ensembles: int = 1024  # of RE: 4096 transitions, and draws from 32 more
-    warmup: int = 512
+    # Of RE. All copies of a chain begin at its start, and are gone after about rungs/rate steps, where
+    # the rate of round trips falls to 0.02 a step in the far corner of the map.
+    rungs: int = 32
+    ensembles: int = 1024
+    warmup: int = 8192  # steps, of 8 transitions each
     draws: int = 4
-    thin: int = 1
+    thin: int = 64
     vi_steps: int = 5000
 
 
@@ -281,8 +283,8 @@ EXPERIMENT = Experiment(
     source=SOURCE,
     settings={
         "quick": Settings(
-            (4, 16), (0.5, 5.25), 4, (0.25, 0.32, 0.5, 0.65, 1.0), particles=1024, n_times=128,
-            n_copies=1, chains=512, rungs=32, ensembles=256, warmup=256, draws=8, thin=8, vi_steps=1000,
+            (4, 16), (0.5, 5.25), 4, (0.15, 0.25, 0.3, 0.65), particles=1024, n_times=256,
+            n_copies=1, chains=512, rungs=16, ensembles=64, warmup=1500, draws=16, thin=32,
         ),
         "paper": Settings(
             DIMS, A, 32,
