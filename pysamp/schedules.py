@@ -186,9 +186,9 @@ def snr_grid(schedule: Schedule, t0: float, t_end: float, n_times: int) -> Grid:
     return Grid(t, snr, (t * snr).sqrt())
 
 
-def check_time(schedule: Schedule, t0: float) -> None:
-    if isinstance(t0, (bool, str)) or not 0 < t0 < schedule.t_gen:
-        raise ValueError(f"t0 must lie in (0, T_gen) = (0, {schedule.t_gen:g}), got {t0}")
+def check_time(schedule: Schedule, t: float, name: str = "t0") -> None:
+    if isinstance(t, (bool, str)) or not 0 < t < schedule.t_gen:
+        raise ValueError(f"{name} must lie in (0, T_gen) = (0, {schedule.t_gen:g}), got {t}")
 
 
 def log_concave_times(
@@ -211,7 +211,8 @@ def log_concave_times(
     return t_q, t_p
 
 
-_NAMES = re.compile(r"(standard)|geom\(\s*([\d.]+)\s*,\s*([\d.]+)\s*\)|geom-inf\(\s*([\d.]+)\s*\)")
+_NUMBER = r"\s*(\d+\.?\d*)\s*"
+_NAMES = re.compile(rf"(standard)|geom\({_NUMBER},{_NUMBER}\)|geom-inf\({_NUMBER}\)")
 
 
 def schedule_of(schedule: Schedule | str) -> Schedule:

@@ -77,7 +77,7 @@ def gather_samples(part: Samples, world: World, n: int) -> Samples:
     """The independent draws of all processes, n in all, as one.
 
     Of `info`, values with an entry a draw (PER_DRAW) are joined, counts added, sentences put together; of
-    other numbers, the mean over draws; other tensors are those of this process. log Z, and what else is said
+    other numbers, the mean over draws; other tensors are those of this process. log Z, and what is said
     of the weights, is computed anew from all of them.
     """
     counts = gather_chains(torch.tensor([part.n_chains]), world).tolist()

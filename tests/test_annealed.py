@@ -317,9 +317,9 @@ def test_densities_that_cannot_be_weighted():
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"n_levels": 1}, ValueError, "n_levels must be at least 2, got 1"),
-        ({"n_steps": 0}, ValueError, "n_steps must be at least 1, got 0"),
-        ({"n_steps": 1.5}, TypeError, "n_steps must be an int, got 1.5"),
+        ({"n_levels": 1}, ValueError, "n_levels must be an int of at least 2, got 1"),
+        ({"n_steps": 0}, ValueError, "n_steps must be an int of at least 1, got 0"),
+        ({"n_steps": 1.5}, ValueError, "n_steps must be an int of at least 1, got 1.5"),
         ({"step_size": 0.0}, ValueError, "step_size must be positive and finite, got 0.0"),
         ({"scale": -1.0}, ValueError, "scale must be positive and finite, got -1.0"),
         ({"reference": 1.0}, TypeError, "reference must be a Gaussian or None, got float"),

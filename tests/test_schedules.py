@@ -126,6 +126,7 @@ def test_schedules_by_name():
         (lambda: snr_grid(Geometric(), 0.5, 1.0, 5), ["t_end", "1.0"]),
         (lambda: log_concave_times(Standard(), 1.0, 1.0, 2.0), ["tau", "2.0"]),
         (lambda: schedule_of("geom"), ["schedule", "geom"]),
+        (lambda: schedule_of("geom(1.2.3, 1)"), ["schedule", "1.2.3"]),
         (lambda: schedule_of(3), ["schedule", "3"]),
     ],
 )

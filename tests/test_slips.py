@@ -247,6 +247,12 @@ def test_a_budget_is_kept_and_used(gradients, sigma):
     assert 0.4 * gradients < used <= gradients  # pilots may end early
 
 
+def test_one_particle_is_a_run_too():
+    samples = ps.sample(ps.targets.TwoModes(4), short(), n_chains=1, seed=3, progress=False)
+    assert samples.x.shape == (1, 1, 4)
+    assert not samples.info["notes"]  # there is nothing to compare it with
+
+
 def test_sample_and_processes_know_it():
     samples = ps.sample(ps.targets.TwoModes(4), short(), n_chains=20, seed=3, progress=False)
     assert samples.x.shape == (20, 1, 4)
@@ -281,6 +287,14 @@ def test_any_callable_will_do():
         (lambda: SLIPS(sigma=-2.0), ["sigma", "-2.0"]),
         (lambda: SLIPS(sigma=1.0, R=2.0), ["sigma", "R"]),
         (lambda: SLIPS(tau=0.3), ["tau", "0.3"]),
+        (lambda: SLIPS(R=1.0, tau=2.0), ["tau", "2.0"]),
+        (lambda: SLIPS(R=1.0, tau="x"), ["tau", "x"]),
+        (lambda: SLIPS(t_end=5.0), ["t_end", "5.0"]),
+        (lambda: SLIPS(adapt=None), ["adapt", "None"]),
+        (lambda: SLIPS(sigma=torch.ones(2)), ["sigma", "tensor"]),
+        (lambda: SLIPS(mean=torch.tensor([math.nan])), ["mean", "nan"]),
+        (lambda: SLIPS().for_budget(0, 10**6), ["n ", "0"]),
+        (lambda: SLIPS().for_budget(10, 1e6), ["gradients", "1000000.0"]),
         (lambda: SLIPS(output="median"), ["output", "median"]),
         (lambda: SLIPS("cosine"), ["schedule", "cosine"]),
         (lambda: short().sample(ps.targets.TwoModes(4), 0, seed=0), ["n", "0"]),

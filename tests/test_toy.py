@@ -188,7 +188,7 @@ def test_bracket_in_float32():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0,), "dim must be at least 1, got 0"), ((4, 0.0), "a must be positive and finite, got 0.0"),
+    [((0,), "dim must be an int of at least 1, got 0"), ((4, 0.0), "a must be positive and finite, got 0.0"),
      ((4, 1.0, -0.1), "low must be"), ((4, 1.0, 0.1, math.inf), "high must be")],
 )  # fmt: skip
 def test_bracket_refuses(arguments, message):
@@ -274,7 +274,7 @@ def test_checkerboard_draws_do_not_depend_on_the_split():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((3,), "n must be even"), ((4, 2.0, 0.0), "width must be"), ((4, 1.0, 0.3), "side must be")],
+    [((3,), "n must be an even int"), ((4, 2.0, 0.0), "width must be"), ((4, 1.0, 0.3), "side must be")],
 )
 def test_checkerboard_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):

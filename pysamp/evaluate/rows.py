@@ -369,7 +369,12 @@ def _weight_faults(found: np.ndarray, exact: np.ndarray, n: float, lost: bool) -
         yield f"spread ×{widest / floor_spread:.1f}"
     sigmas = _sigmas(sd, floor_spread, runs)
     mean = float(off[:, k].mean())
-    if not lost and abs(mean) > max(sigmas * max(sd, floor_spread) / math.sqrt(runs), LEAST):
+    # one run cannot tell a bias from chance
+    if (
+        not lost
+        and runs > 1
+        and abs(mean) > max(sigmas * max(sd, floor_spread) / math.sqrt(runs), LEAST)
+    ):
         said = True
         yield f"biased {mean:+.1f} (mode {k})"
     error = float(np.abs(off).max(1).mean())

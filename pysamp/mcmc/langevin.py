@@ -200,11 +200,15 @@ class MALA:
         A chain whose start has no finite density stays there: log_prob says so.
         """
         check_steps(n, None)
+        if not 0 <= seed < 1 << 64:
+            raise ValueError(f"seed must lie in 0…2^64 − 1, got {seed}")
         if not 0 <= n_mean <= n:
             raise ValueError(f"n_mean must lie in 0 … n = {n}, got {n_mean}")
         like = x.new_empty(len(x))
         if isinstance(step_size, Tensor) and step_size.shape == like.shape:
-            h = step_size.to(like).contiguous()  # from the last call: no look at its values, which waits
+            h = step_size.to(
+                like
+            ).contiguous()  # from the last call: no look at its values, which waits
         else:
             given = self.scale() if step_size is None else step_size
             h = per_chain(needed(given, "step_size"), "step_size", like)

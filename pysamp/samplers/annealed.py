@@ -29,7 +29,6 @@ taken below the sum of the variances of the weights between resamplings.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -38,6 +37,7 @@ from typing import Any
 import torch
 
 from pysamp.mcmc.langevin import Multiplicative
+from pysamp.samplers.arguments import check_at_least, check_budget, check_number, check_positive
 from pysamp.samplers.particles import SCOUTS, Particles
 from pysamp.samples import Samples
 from pysamp.target import Target
@@ -135,6 +135,8 @@ class SMC:
             raise ValueError(
                 f"resample must be 'systematic' or 'multinomial', got {self.resample!r}"
             )
+        for name in ("threshold", "conditional_ess"):
+            check_number(getattr(self, name), name)
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
         if not 0 < self.conditional_ess < 1:
@@ -161,7 +163,7 @@ class SMC:
         return run.samples(genealogy=True)
 
     def for_budget(self, n: int, gradients: int) -> SMC:
-        """As that of AIS; an adaptive schedule stops earlier if it can."""
+        """As that of AIS; with an adaptive schedule, steps for the most levels there may be."""
         return replace(self, **_lengths(self, n, gradients))
 
     def _next(self, run: Particles) -> float:
@@ -186,19 +188,14 @@ class SMC:
 # ---------------------------------------------------------------------------- settings
 def _check(s: AIS | SMC, words: tuple[str, ...]) -> None:
     for name, least in (("n_levels", 2), ("n_steps", 1)):
-        value = getattr(s, name)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, got {value!r}")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+        check_at_least(getattr(s, name), least, name)
     if s.reference is not None and not isinstance(s.reference, Gaussian):
         raise TypeError(f"reference must be a Gaussian or None, got {type(s.reference).__name__}")
     if s.reference is not None and s.scale is not None:
         raise ValueError(f"scale must be left out beside a reference, got {s.scale}")
-    for name in ("scale", "step_size"):
-        value = getattr(s, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value}")
+    check_positive(s.step_size, "step_size")
+    if s.scale is not None:
+        check_positive(s.scale, "scale")
     if s.adapt is not None and not isinstance(s.adapt, Multiplicative):
         raise TypeError(f"adapt must be a Multiplicative or None, got {s.adapt!r}")
     if isinstance(s.schedule, str):
@@ -223,18 +220,19 @@ def _lams(s: AIS | SMC) -> tuple[float, ...]:
 
 
 def _lengths(s: AIS | SMC, n: int, gradients: int) -> dict[str, Any]:
-    """The number of levels, or of steps a level, whose cost is at most `gradients`."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a positive int, got {n}")
-    given = not isinstance(s.schedule, str)
+    """The number of levels, or of steps where levels are not counted, whose cost is at most `gradients`."""
+    check_budget(n, gradients)
     particles = n if s.adapt is not None else n + SCOUTS
-    unit = particles * (s.n_levels - 1 if given else s.n_steps + 1)  # gradients of one more of them
-    count = gradients // unit
-    if count < (2 if given else 1):
-        raise ValueError(
-            f"gradients must be at least {unit * (2 if given else 1)} for {n} particles, got {gradients}"
-        )
-    return {"n_steps": count - 1} if given else {"n_levels": count + 1}
+    by_steps = s.schedule != "linear"
+    if s.schedule == "adaptive" and gradients < 2 * particles * (s.n_levels - 1):
+        by_steps = False  # then there are fewer levels at most
+    # gradients of one more of them, and the least number
+    unit, least = (s.n_levels - 1, 2) if by_steps else (s.n_steps + 1, 1)
+    count = gradients // (particles * unit)
+    if count < least:
+        least *= particles * unit
+        raise ValueError(f"gradients must be at least {least} for {n} particles, got {gradients}")
+    return {"n_steps": count - 1} if by_steps else {"n_levels": count + 1}
 
 
 __all__ = ["AIS", "SMC"]

@@ -18,11 +18,8 @@ from torch import Tensor
 
 from pysamp import metrics, rng, train
 from pysamp.distributed import Progress, show_progress, world
+from pysamp.samplers.arguments import check_at_least, check_budget, check_n, check_positive
 from pysamp.samplers.importance import (
-    check_at_least,
-    check_budget,
-    check_n,
-    check_positive,
     facts,
     tail_fault,
     weights_of,

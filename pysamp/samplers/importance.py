@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pysamp import metrics, rng
+from pysamp.samplers.arguments import check_budget, check_n
 from pysamp.samples import Samples
 from pysamp.target import Counted, HasLogZ, Target, log_prob_of
 
@@ -181,28 +182,3 @@ def blocks(n: int, numbers: int) -> Iterator[tuple[int, int]]:
     size = max(1, BLOCK // max(1, numbers))
     for first in range(0, n, size):
         yield first, min(n, first + size)
-
-
-# ------------------------------------------------------------------------------------- arguments
-def check_n(n: int) -> None:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a positive int, got {n!r}")
-
-
-def check_at_least(value: int, least: int, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
-
-
-def check_positive(value: float, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value}")
-
-
-def check_budget(n: int, gradients: int, least: int) -> None:
-    """Refuse a budget that is smaller than the least possible cost of n draws."""
-    check_n(n)
-    if gradients < least:
-        raise ValueError(f"gradients must be at least {least} for n = {n} draws, got {gradients}")

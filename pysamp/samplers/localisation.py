@@ -217,6 +217,8 @@ class Denoiser:
 
 def _drift(early: Tensor, late: Tensor) -> float:
     """Mean difference of two series of the same particles, in standard errors; NaN for one particle."""
+    if len(early) < 2:
+        return math.nan
     difference = late - early
     error = difference.std() / math.sqrt(len(difference))
-    return float(difference.mean() / error) if len(difference) > 1 and error > 0 else math.nan
+    return float(difference.mean() / error) if error > 0 else math.nan

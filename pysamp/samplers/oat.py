@@ -28,13 +28,10 @@ from torch import Tensor
 from pysamp import rng
 from pysamp.distributed import show_progress, world
 from pysamp.mcmc.base import columns
+from pysamp.samplers.arguments import check_at_least, check_budget, check_n, check_positive
 from pysamp.samplers.importance import (
     around,
     blocks,
-    check_at_least,
-    check_budget,
-    check_n,
-    check_positive,
 )
 from pysamp.samplers.rdmc import FEW_POINTS, outside
 from pysamp.samples import Samples

@@ -30,7 +30,14 @@ import torch
 from torch import Tensor
 
 from pysamp.distributed import show_progress, world
-from pysamp.mcmc.langevin import Multiplicative, check_scale, refuse_spins
+from pysamp.mcmc.langevin import Multiplicative, refuse_spins
+from pysamp.samplers.arguments import (
+    check_at_least,
+    check_budget,
+    check_n,
+    check_number,
+    check_positive,
+)
 from pysamp.samplers.localisation import CHECKED, Walk
 from pysamp.samples import Samples
 from pysamp.schedules import Schedule, check_time, log_concave_times, schedule_of, snr_grid
@@ -92,19 +99,29 @@ class SLIPS:
     def __post_init__(self) -> None:
         schedule = schedule_of(self.schedule)
         for name, least in (("n_times", 2), ("n_steps", 1), ("n_copies", 1), ("n_init", 0)):
-            _check_count(name, getattr(self, name), least)
+            check_at_least(getattr(self, name), least, name)
         if self.burn_in is not None:
-            _check_count("burn_in", self.burn_in, 1)
+            check_at_least(self.burn_in, 1, "burn_in")
         if self.n_keep is not None:
-            _check_count("n_keep", self.n_keep, 1)
+            check_at_least(self.n_keep, 1, "n_keep")
         if self.kept > self.n_steps:
             raise ValueError(f"n_keep must be at most n_steps = {self.n_steps}, got {self.n_keep}")
         for name in ("sigma", "R", "step_size"):
-            check_scale(getattr(self, name), name)
+            if (value := getattr(self, name)) is not None:
+                check_positive(value, name)
         if self.sigma is not None and self.R is not None:
             raise ValueError(f"sigma and R exclude each other, got {self.sigma} and {self.R}")
+        check_number(self.tau, "tau")
         if not 0 <= self.tau < math.inf or (self.tau and self.R is None):
             raise ValueError(f"tau must be finite, not negative, and come with R, got {self.tau}")
+        if self.R is not None and self.tau >= self.R:
+            raise ValueError(f"tau must be smaller than R = {self.R}, got {self.tau}")
+        if not isinstance(self.adapt, Multiplicative):
+            raise TypeError(f"adapt must be a Multiplicative, got {self.adapt!r}")
+        if self.mean is not None and not bool(torch.isfinite(torch.as_tensor(self.mean)).all()):
+            raise ValueError(f"mean must be finite, got {self.mean}")
+        if self.t_end is not None:
+            check_time(schedule, self.t_end, "t_end")
         for name, choices in (
             ("output", ("sample", "mean")),
             ("integrator", ("denoiser", "score")),
@@ -143,6 +160,7 @@ class SLIPS:
         Where they would be fewer than 32, there are fewer copies of the chains, and then a shorter
         burn-in. Raises ValueError where even that is not enough.
         """
+        check_budget(n, gradients)
         least = 0
         for copies, burn_in in ((self.n_copies, self.burnt), (1, self.burnt), (1, self.n_steps)):
             spare = (gradients - self._extra(n, copies, burn_in)) / n
@@ -229,7 +247,7 @@ class SLIPS:
         dtype: torch.dtype | None = None,
     ) -> Walk:
         """The observation process of n particles, before its start, with all that was left out found."""
-        _check_count("n", n, 1)
+        check_n(n)
         if isinstance(target, HasSites) and target.unit_length:
             refuse_spins(target, type(self).__name__)
         counted = Counted(target)
@@ -281,11 +299,6 @@ class SLIPS:
             if settled:
                 break
         return mean, found
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 def _time(schedule: Schedule, snr: float) -> float:

@@ -265,9 +265,11 @@ class BracketTwoModes:
     high: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise ValueError(f"dim must be at least 1, got {self.dim}")
+        if not isinstance(self.dim, int) or self.dim < 1:
+            raise ValueError(f"dim must be an int of at least 1, got {self.dim}")
         for name in ("a", "low", "high"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise TypeError(f"{name} must be a number, got {getattr(self, name)!r}")
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
 
@@ -379,8 +381,8 @@ class Rings:
     width: float = 0.15
 
     def __post_init__(self) -> None:
-        if self.n_rings < 1:
-            raise ValueError(f"n_rings must be at least 1, got {self.n_rings}")
+        if not isinstance(self.n_rings, int) or self.n_rings < 1:
+            raise ValueError(f"n_rings must be an int of at least 1, got {self.n_rings}")
         if not 0 < self.width <= 0.2:  # beyond, the mass at r < 0 is no longer negligible
             raise ValueError(f"width must lie in (0, 0.2], got {self.width}")
 

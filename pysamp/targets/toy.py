@@ -28,8 +28,8 @@ class Funnel:
     variance: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.dim < 2:
-            raise ValueError(f"dim must be at least 2, got {self.dim}")
+        if not isinstance(self.dim, int) or self.dim < 2:
+            raise ValueError(f"dim must be an int of at least 2, got {self.dim}")
         if not 0 < self.variance < math.inf:
             raise ValueError(f"variance must be positive and finite, got {self.variance}")
 
@@ -107,8 +107,8 @@ class Checkerboard:
     width: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.n < 2 or self.n % 2:
-            raise ValueError(f"n must be even and at least 2, got {self.n}")
+        if not isinstance(self.n, int) or self.n < 2 or self.n % 2:
+            raise ValueError(f"n must be an even int of at least 2, got {self.n}")
         if not 0 < self.width < math.inf:
             raise ValueError(f"width must be positive and finite, got {self.width}")
         if not 4 * self.width <= self.side < math.inf:

@@ -61,13 +61,15 @@ def run(settings: Settings, *, seed: int, device: str | None, progress: Progress
     figure, axes = panels(
         (f"{settings.runs} runs of {settings.n} exact draws", "a", "percentage points"),
     )
+    widest = max(settings.a)
     for k, what in enumerate(("error", "spread")):
-        for cell in cells:
-            d, a = place(cell)
-            first = cell is cells[0]
-            axes[0].plot(
-                a, getattr(cell, what), "os^Dv"[settings.dims.index(d) % 5], color=CYCLE[k], ms=5,
-                label=what if first else None,
+        for m, d in enumerate(settings.dims):
+            mine = [(cell, row) for cell, row in zip(cells, rows[2 + k :: 2], strict=True)
+                    if place(cell)[0] == d]  # fmt: skip
+            axes[0].errorbar(
+                [place(cell)[1] + 0.015 * m * widest for cell, _ in mine],
+                [row.ours for _, row in mine], [row.error for _, row in mine], fmt="os^Dv"[m % 5],
+                ms=4, capsize=2, lw=1, color=CYCLE[k], label=f"{what}, d = {d}",
             )  # fmt: skip
         axes[0].axhline(floor_of([2 / 3, 1 / 3], settings.n)[k], color=EXACT, lw=0.8)
     axes[0].set_ylim(bottom=0)
