@@ -32,7 +32,7 @@ SEED = 5
 def _settings(sigma: float, t0: float, n_times: int) -> SLIPS:
     return SLIPS(
         sigma=sigma, t0=t0, n_times=max(2, n_times), n_steps=STEPS, n_copies=COPIES, n_init=LANGEVIN,
-        burn_in=STEPS, step_size=1e-3,
+        burn_in=STEPS, step_size=1e-3, start="published",
     )  # fmt: skip
 
 
@@ -40,9 +40,9 @@ def plain(
     energy: Energy, settings: SLIPS, grid: Grid, shape: tuple[int, int], device: torch.device
 ) -> Tensor:
     """The same by plain torch."""
-    rule = settings.adapt
     assert settings.sigma is not None
     sigma = settings.sigma
+    rule = settings.rule(sigma)
     t, snr, alpha = grid.t.tolist(), grid.snr.tolist(), grid.alpha.tolist()
     low, high = rule.thresholds()
     spread = sigma * math.sqrt(t[0])

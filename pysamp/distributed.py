@@ -6,6 +6,7 @@ so the draws do not depend on the number of processes. Only warm-up and training
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import time
@@ -54,7 +55,14 @@ def world() -> World:
     if cuda:
         torch.cuda.set_device(me.local_rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    atexit.register(_leave)
     return me
+
+
+def _leave() -> None:
+    """A group that is left to the interpreter's end may abort a process that has done its work."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager

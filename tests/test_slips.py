@@ -15,6 +15,7 @@ from pysamp.schedules import alpha, schedule_of, snr_grid
 from pysamp.target import Counted
 
 T_END = 1 - 6.62e-3
+PUBLISHED = {"output": "mean", "start": "published", "adapt": ps.Multiplicative()}
 
 
 class ExactDenoiser:
@@ -138,7 +139,7 @@ def test_two_modes_with_the_exact_denoiser():
 # ---- the whole method at published settings, smaller -----------------------------------------------
 def test_eight_gaussians():
     target = ps.targets.EightGaussians()
-    s = SLIPS(n_times=256, t0=0.10, t_end=T_END, sigma=7.12, output="mean")
+    s = SLIPS(n_times=256, t0=0.10, t_end=T_END, sigma=7.12, **PUBLISHED)
     samples = s.sample(target, 1024, seed=0)
     weights, _ = ps.metrics.mode_weights(samples, target)
     assert float((weights - 0.125).abs().max()) < 4 * 0.0103
@@ -152,7 +153,7 @@ def test_rings():
     # A quarter of the times gives the inner ring 0.11 and a distance of 0.47: chains of 32 steps hop
     # between rings too rarely. At the published 1024 times the distance is that of exact draws, 0.33.
     target = ps.targets.Rings()
-    s = SLIPS(n_times=1024, t0=0.2, t_end=T_END, sigma=2.832, output="mean")
+    s = SLIPS(n_times=1024, t0=0.2, t_end=T_END, sigma=2.832, **PUBLISHED)
     samples = s.sample(target, 1024, seed=0)
     exact = target.sample(1024, seed=3)
     assert float(ps.metrics.wasserstein2(samples.x[:, 0], exact)) < 0.45
@@ -165,7 +166,7 @@ def test_funnel():
     exact = target.sample(1024, seed=3)
     found = []
     for t0 in (0.10, 0.20):
-        s = SLIPS(n_times=256, t0=t0, t_end=T_END, sigma=0.670, output="mean")
+        s = SLIPS(n_times=256, t0=t0, t_end=T_END, sigma=0.670, **PUBLISHED)
         x = s.sample(target, 1024, seed=0).x[:, 0]
         found.append(float(ps.metrics.sliced_ks_histogram(x, exact)))
     assert min(found) < 0.045
@@ -174,7 +175,7 @@ def test_funnel():
 def test_the_bias_on_a_phi4_chain_is_the_known_one():
     # The published code gives 0.738 and −39.0; the exact values are 0.956 and −33.4.
     target = ps.targets.Phi4Chain(n_sites=32, h=0.0)
-    s = SLIPS(n_times=256, t0=0.35, t_end=1 - 2.22e-3, sigma=0.492, output="mean")
+    s = SLIPS(n_times=256, t0=0.35, t_end=1 - 2.22e-3, sigma=0.492, **PUBLISHED)
     samples = s.sample(target, 256, seed=0)
     middle = samples.x[:, 0, 16]
     assert 0.68 < float(middle.square().mean()) < 0.83
@@ -193,6 +194,39 @@ def test_scale_and_start_are_found_without_the_truth():
     assert float(x.var(0).mean()) == pytest.approx(9.0, rel=5 * math.sqrt(2 / 1536) + 0.03)
     assert samples.info["start_dependence"] < 0.1
     assert not samples.summary().verdict
+    assert any("pilot" in note for note in samples.info["notes"])
+
+
+def test_wide_and_narrow_targets_are_met():
+    for sd in (100.0, 0.01):
+        target = ps.targets.GaussianMixture([[0.0, 0.0]], [[sd**2, sd**2]])
+        x = SLIPS(n_times=128).sample(target, 1000, seed=1).x / sd
+        assert float(x.var()) == pytest.approx(1.0, abs=0.03 + 5 * math.sqrt(2 / 2000))
+
+
+def test_pilots_narrow_where_a_density_underflows():
+    samples = SLIPS(n_times=32).sample(ps.targets.Funnel(), 300, seed=1)
+    assert 1.0 < samples.info["sigma"] < 2.5  # 2.08; the neck is seen in part
+
+
+def test_the_matched_start_has_the_variance_of_a_normal_target():
+    target = ps.targets.GaussianMixture([[0.0, 0.0]], [[1.0, 1.0]])
+    ratio = {}
+    for start in ("matched", "published"):
+        s = SLIPS(n_times=64, t0=1 / 3, sigma=1.0, start=start)  # g² = 1/2
+        ratio[start] = float(s.sample(target, 6000, seed=3).x.var())
+    error = 5 * math.sqrt(2 / 12000)
+    assert abs(ratio["matched"] - 1) < 0.02 + error
+    # the steps leave Y a third too wide, of which g²/(1 + g²) reaches X
+    assert abs(ratio["published"] - 1.1) < 0.04 + error
+
+
+def test_far_modes_are_found_and_doubted():
+    target = ps.targets.TwoModes(2, a=6.0)
+    samples = SLIPS(n_times=64).sample(target, 500, seed=0)
+    weights, _ = ps.metrics.mode_weights(samples, target)
+    assert float(weights.min()) > 0.15
+    assert any("rest on the start" in text for text in samples.summary().verdict)
 
 
 def test_start_time_by_the_rule_of_log_concavity():
@@ -290,7 +324,10 @@ def test_any_callable_will_do():
         (lambda: SLIPS(R=1.0, tau=2.0), ["tau", "2.0"]),
         (lambda: SLIPS(R=1.0, tau="x"), ["tau", "x"]),
         (lambda: SLIPS(t_end=5.0), ["t_end", "5.0"]),
-        (lambda: SLIPS(adapt=None), ["adapt", "None"]),
+        (lambda: SLIPS(adapt=0.75), ["adapt", "0.75"]),
+        (lambda: SLIPS(start="here"), ["start", "here"]),
+        (lambda: SLIPS(reach=0.0), ["reach", "0.0"]),
+        (lambda: SLIPS(n_times=1 << 26), ["n_times", "67108864"]),
         (lambda: SLIPS(sigma=torch.ones(2)), ["sigma", "tensor"]),
         (lambda: SLIPS(mean=torch.tensor([math.nan])), ["mean", "nan"]),
         (lambda: SLIPS().for_budget(0, 10**6), ["n ", "0"]),

@@ -22,6 +22,10 @@ CHECKED = 256  # particles of the checks of the start
 CHECK_STEP = 1 << 29  # where their transitions are counted from, beyond those of any run
 
 
+class StartError(ValueError):
+    """The target is not finite where the chains of the denoiser start."""
+
+
 class Settings(Protocol):
     """What a run takes from SLIPS."""
 
@@ -42,13 +46,14 @@ class Settings(Protocol):
     @property
     def step_size(self) -> float: ...
     @property
-    def adapt(self) -> Multiplicative: ...
+    def start(self) -> str: ...
     @property
     def output(self) -> str: ...
     @property
     def integrator(self) -> str: ...
     @property
     def persistent(self) -> bool: ...
+    def rule(self, sigma: float) -> Multiplicative: ...
 
 
 class Walk:
@@ -83,15 +88,19 @@ class Walk:
         t, snr, alpha = self.grid.t.tolist(), self.grid.snr.tolist(), self.grid.alpha.tolist()
         noise = self._noise_of_steps()
         spread = sigma * math.sqrt(t[0])
+        # For π = N(m, σ²): the width of Y over that of its noise, and what keeps it in Langevin steps.
+        width = growth = 1.0
+        if s.start == "matched":
+            width, growth = math.sqrt(1 + snr[0]), math.sqrt(1 - 0.25 / (1 + snr[0]))
         if y is None:
-            y = alpha[0] * self.mean.to(self.like) + spread * self.noise()
+            y = alpha[0] * self.mean.to(self.like) + width * spread * self.noise()
         early: Tensor | None = None
         for i in range(s.n_init):
             u = self.denoiser(y, snr[0], alpha[0])
             if check and s.n_init >= 4 and i == s.n_init // 2:
                 early = self.denoiser.log_prob_of_states()
             # Langevin steps of size λ = σ² t / 2, for which y + λ score is halfway to α u
-            y = y + 0.5 * (alpha[0] * u - y) + spread * self.noise()
+            y = y + 0.5 * (alpha[0] * u - y) + growth * spread * self.noise()
             progress(1)
         for k in range(s.n_times - 1):
             u = self.denoiser(y, snr[k], alpha[k])
@@ -102,8 +111,8 @@ class Walk:
             if s.integrator == "denoiser":
                 y = y + (alpha[k + 1] - alpha[k]) * u
             else:  # A y + (A − 1) σ² t s with the score s = (α u − y) / (σ² t)
-                growth = alpha[k + 1] / alpha[k]
-                y = growth * y + (growth - 1) * (alpha[k] * u - y)
+                ratio = alpha[k + 1] / alpha[k]
+                y = ratio * y + (ratio - 1) * (alpha[k] * u - y)
             y = y + sigma * noise[k] * self.noise()
             progress(1)
         u = self.denoiser(y, snr[-1], alpha[-1])
@@ -129,7 +138,7 @@ class Denoiser:
     ) -> None:
         self.settings, self.target, self.sigma = settings, target, sigma
         self.seed, self.first, self.step = seed, first * settings.n_copies, step
-        self.kernel = MALA(settings.step_size, settings.adapt)
+        self.kernel = MALA(settings.step_size, settings.rule(sigma))
         self.started = False
         self.calls = 0
 
@@ -208,7 +217,7 @@ class Denoiser:
         bad = torch.nonzero(~torch.isfinite(log_prob)).flatten()
         if len(bad):
             row = int(bad[0])
-            raise ValueError(
+            raise StartError(
                 f"target has no finite log_prob where {len(bad)} of {len(log_prob)} chains of the "
                 f"denoiser start: chain {self.first + row} has {float(log_prob[row])}; SLIPS needs a "
                 "density that is finite everywhere"

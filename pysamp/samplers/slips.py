@@ -12,18 +12,20 @@ localization via iterative posterior sampling, ICML 2024, arXiv 2402.10758.
 
 Beyond the paper: `output="sample"` returns a state of the last chains, whose law is π if that of Y is
 right; the paper returns the denoiser, which narrows a Gaussian mode of variance s² to s⁴/(s² + σ²/g²).
-And σ and t₀ may be left out. Without a ground truth the mean and the scale of π come from pilot runs,
-each of which looks through the window of the one before; and Y starts at the latest time at which its
-law is log-concave for all π of that scale, g²(t₀) = σ²/(R² − τ²), or 1/d where only the variance is
-known. What can be checked without a truth is whether the denoiser at t₀ forgets where its chains start;
-where it does not, the weights of modes rest on the start, and a note says so. Nor is the law of Y right
-where log π of the chains' states still drifts during the Langevin steps: that is in the verdict.
+`start="matched"` draws the first Y, and scales the noise of its Langevin steps, such that a normal π of
+variance σ² is met exactly, where the published steps leave Y too wide by up to a third. And σ and t₀ may
+be left out. Without a ground truth the mean and the scale of π come from pilot runs, each of which looks
+through the window of the one before, the first through a wide one; and Y starts at the latest time at
+which its law is log-concave for all π of that scale, g²(t₀) = σ²/(R² − τ²), or 1/d where only the variance
+is known. What can be checked without a truth is whether the denoiser at t₀ forgets where its chains start;
+where it does not, the weights of modes rest on the start. Nor is the law of Y right where log π of the
+chains' states still drifts during the Langevin steps. The verdict says both.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -38,16 +40,18 @@ from pysamp.samplers.arguments import (
     check_number,
     check_positive,
 )
-from pysamp.samplers.localisation import CHECKED, Walk
+from pysamp.samplers.localisation import CHECKED, StartError, Walk
 from pysamp.samples import Samples
 from pysamp.schedules import Schedule, check_time, log_concave_times, schedule_of, snr_grid
 from pysamp.target import Counted, HasSites, Target, log_prob_of
 
 SNR_END = 150.0  # g² at t_end where none is given: log g² = 5.0, as in most runs of the paper
-PILOT = 3  # pilot runs at most, to find the mean and the scale of the target
+PILOT = 4  # pilot runs at most, to find the mean and the scale of the target
 PILOT_PARTICLES, PILOT_TIMES = 256, 32
+NARROWED = 6  # times that a pilot may begin again with a third of its width
 SETTLED = 0.1  # change of ln σ below which the pilots end
-FORGETS = 0.5  # share of the variance of u at t0 that may hang on where its chains start
+NOTED, FORGETS = 0.5, 0.9  # share of the variance of u at t0 that hangs on where its chains start
+MOST_STEPS = 1 << 29  # transitions of a chain; the numbers beyond serve the checks and the pilots
 DRIFT = 4.0  # standard errors by which log π may change in the last half of the Langevin steps
 
 
@@ -59,15 +63,18 @@ class SLIPS:
     log g², from t0 to t_end (left out: g² = 150).
     sigma: σ, best the root of the variance of the target per coordinate. Instead of it R and tau, for
     a target U + N with |U| ≤ R and N ~ N(0, τ²): σ² = R²/d + τ². With neither, pilot runs find it, and
-    the mean of the target if that is left out, too (0 otherwise).
+    the mean of the target if that is left out, too (0 otherwise). They begin with σ = reach; modes much
+    further out are missed.
     t0: the start; left out, g²(t0) = σ²/(R² − τ²), or 1/d.
     n_copies chains of n_steps transitions for each particle and time, of which the last n_keep (half
     of them) are averaged; before the first, burn_in transitions (50 n_steps). n_init: Langevin steps of
-    Y at t0. step_size: the first of the chains, which adapt it one by one by the rule `adapt`.
+    Y at t0. step_size: the first of the chains, which adapt it one by one by the rule `adapt`; left out,
+    that of the paper with max(1, σ²) as the largest step. start: "matched" or "published", see above.
     output: "sample" or "mean". persistent: whether chains go on at the next time, or begin anew at y/α.
     integrator: "denoiser" freezes u in a step, "score" freezes t ∇log p_t and is exact in the rest.
 
-    The published settings are output="mean", and a sigma, t0 and t_end for each target.
+    The published settings are output="mean", start="published", adapt=Multiplicative(), and a sigma, t0
+    and t_end for each target.
     Cost in gradients a particle: n_copies ((n_steps + 1)(n_times + n_init) + burn_in + 1), and a check of
     the start and pilot runs of 256 particles each.
 
@@ -91,7 +98,9 @@ class SLIPS:
     n_init: int = 10
     burn_in: int | None = None
     step_size: float = 1e-5
-    adapt: Multiplicative = field(default_factory=Multiplicative)
+    adapt: Multiplicative | None = None
+    reach: float = 10.0
+    start: Literal["matched", "published"] = "matched"
     output: Literal["sample", "mean"] = "sample"
     persistent: bool = True
     integrator: Literal["denoiser", "score"] = "denoiser"
@@ -106,7 +115,7 @@ class SLIPS:
             check_at_least(self.n_keep, 1, "n_keep")
         if self.kept > self.n_steps:
             raise ValueError(f"n_keep must be at most n_steps = {self.n_steps}, got {self.n_keep}")
-        for name in ("sigma", "R", "step_size"):
+        for name in ("sigma", "R", "step_size", "reach"):
             if (value := getattr(self, name)) is not None:
                 check_positive(value, name)
         if self.sigma is not None and self.R is not None:
@@ -116,14 +125,20 @@ class SLIPS:
             raise ValueError(f"tau must be finite, not negative, and come with R, got {self.tau}")
         if self.R is not None and self.tau >= self.R:
             raise ValueError(f"tau must be smaller than R = {self.R}, got {self.tau}")
-        if not isinstance(self.adapt, Multiplicative):
-            raise TypeError(f"adapt must be a Multiplicative, got {self.adapt!r}")
+        if self.adapt is not None and not isinstance(self.adapt, Multiplicative):
+            raise TypeError(f"adapt must be a Multiplicative or None, got {self.adapt!r}")
+        if (self.n_times + self.n_init) * self.n_steps + self.burnt > MOST_STEPS:
+            raise ValueError(
+                f"n_times must leave at most 2^29 transitions to a chain, got {self.n_times} times of "
+                f"{self.n_steps}"
+            )
         if self.mean is not None and not bool(torch.isfinite(torch.as_tensor(self.mean)).all()):
             raise ValueError(f"mean must be finite, got {self.mean}")
         if self.t_end is not None:
             check_time(schedule, self.t_end, "t_end")
         for name, choices in (
             ("output", ("sample", "mean")),
+            ("start", ("matched", "published")),
             ("integrator", ("denoiser", "score")),
         ):
             if getattr(self, name) not in choices:
@@ -141,6 +156,10 @@ class SLIPS:
     @property
     def burnt(self) -> int:
         return 50 * self.n_steps if self.burn_in is None else self.burn_in
+
+    def rule(self, sigma: float) -> Multiplicative:
+        """How the chains adapt their steps, which for a wide target must be long ones."""
+        return Multiplicative(cap=max(1.0, sigma**2)) if self.adapt is None else self.adapt
 
     def last_time(self) -> float:
         return _time(schedule_of(self.schedule), SNR_END) if self.t_end is None else self.t_end
@@ -214,26 +233,31 @@ class SLIPS:
             "nonfinite": int(denoiser.nonfinite.sum()),
             "evaluations": counted.evaluations,
             "gradients": counted.gradients,
-            "notes": [],
         }
+        notes: list[str] = []
+        warnings: list[str] = []
         if walk.pilots:
             info["pilot_sigmas"] = list(walk.pilots)
-        if walk.start_dependence is not None:
-            info["start_dependence"] = walk.start_dependence
-            if walk.start_dependence > FORGETS:
-                info["notes"].append(
+            notes.append(
+                f"sigma and mean were found by pilot runs that began with sigma = {self.reach:g}: modes "
+                "that they did not reach are missing, which shows nowhere"
+            )
+        if (share := walk.start_dependence) is not None:
+            info["start_dependence"] = share
+            if share > NOTED:
+                (warnings if share > FORGETS else notes).append(
                     f"at t0 = {t0:.3g} the denoiser remembers where its chains start (share "
-                    f"{walk.start_dependence:.2f} of its variance): weights of modes rest on the start, "
-                    "not on the target"
+                    f"{share:.2f} of its variance): weights of modes rest on the start, not on the target"
                 )
-        if walk.start_drift is not None:
-            info["start_drift"] = walk.start_drift
-            if abs(walk.start_drift) > DRIFT:
-                info["warnings"] = [
+        if (drift := walk.start_drift) is not None:
+            info["start_drift"] = drift
+            if abs(drift) > DRIFT:
+                warnings.append(
                     f"Y had not settled at t0 = {t0:.3g} after {self.n_init} Langevin steps: log p of "
-                    f"the chains' states still changes, by {walk.start_drift:+.1f} standard errors; "
-                    "raise n_init or burn_in, or choose another t0"
-                ]
+                    f"the chains' states still changes, by {drift:+.1f} standard errors; raise n_init or "
+                    "burn_in, or choose another t0"
+                )
+        info |= {"notes": notes, "warnings": warnings}
         return Samples(x[:, None], log_prob[:, None], None, info, target)
 
     def walk(
@@ -276,23 +300,33 @@ class SLIPS:
     def _pilot(
         self, target: Counted, mean: Tensor, seed: int, like: Tensor
     ) -> tuple[Tensor, list[float]]:
-        """Mean and σ of the target from runs of few particles, beginning with σ = 1."""
-        sigma, found = 1.0, []
-        for k in range(PILOT):
-            dim = mean.numel()
+        """Mean and σ of the target from runs of few particles, beginning with σ = reach.
+
+        Where a target is not finite so far out, as one whose density underflows, with a third of it.
+        """
+        sigma, narrowed = float(self.reach), 0
+        found: list[float] = []
+        while len(found) < PILOT:
             short = replace(self, n_times=PILOT_TIMES, output="sample", sigma=sigma)
-            t0 = short.start_time(dim, sigma)
+            t0 = short.start_time(mean.numel(), sigma)
             grid = snr_grid(schedule_of(self.schedule), t0, self.last_time(), PILOT_TIMES)
-            # numbers of their own: the counters of the main run stay below 2^30
-            walk = Walk(short, target, grid, sigma, mean, like, seed, PILOT_PARTICLES, 0, k + 1)
-            x = walk.run(lambda steps: None, check=False).to("cpu", torch.float64)
-            if not bool(torch.isfinite(x).all()):
-                raise ValueError(
-                    "sigma must be given: a pilot run found states that are not finite"
-                )
+            # with numbers of their own
+            walk = Walk(
+                short, target, grid, sigma, mean, like, seed, PILOT_PARTICLES, 0, len(found) + 1
+            )
+            try:
+                x = walk.run(lambda steps: None, check=False).to("cpu", torch.float64)
+            except StartError:
+                narrowed += 1
+                if narrowed > NARROWED:
+                    raise
+                sigma /= 3
+                continue
             if self.mean is None:
                 mean = x.mean(0)
             new = float((x - mean).square().mean().sqrt())
+            if not 0 < new < math.inf:
+                raise ValueError(f"sigma must be given: a pilot run found {new} for it")
             settled = abs(math.log(new / sigma)) < SETTLED
             sigma = new
             found.append(sigma)

@@ -1,4 +1,4 @@
-"""The map of separation × dimension: eight samplers beside the published errors.
+"""The map of separation × dimension: nine samplers, those published beside their errors.
 
 Grenioux, Noble, Gabrié (2025), arXiv 2504.08916. No settings were published. SMC and RE are told the true
 moments (oracle), as the Gaussian that they start from, SLIPS the best of a few t0 (oracle); without, it

@@ -1,9 +1,9 @@
 """All weights right without being told anything: parallel tempering along powers of the density.
 
-The target is that of Grenioux, Noble, Gabrié (2025), arXiv 2504.08916. On a power p^β the modes keep their
-relative weights where their determinants agree, and widen until they merge at β ~ s²/(d a²): unlike the
-linear bridge from a Gaussian (RE, SMC) the ladder meets no first-order transition, and a power of 1e-6 is
-beyond the merging of all cells, so that nothing of the target need be known. The price is a ladder whose
+The target is that of Grenioux, Noble, Gabrié (2025), arXiv 2504.08916. On a power p^β modes of equal
+determinants have weights in the ratio 2^β, and widen until they merge at β ~ s²/(d a²): unlike the linear
+bridge from a Gaussian (RE, SMC) no step of the ladder is a jump, and a power of 1e-6 is beyond the merging
+of all cells, so that nothing of the target need be known. The price is a ladder whose
 number of rungs grows as √d ln(1/β_min).
 """
 
@@ -125,7 +125,7 @@ EXPERIMENT = Experiment(
     source=SOURCE,
     settings={
         "quick": Settings(((4, 0.5), (4, 10.0), (16, 10.0)), 4),
-        "paper": Settings(tuple((d, a) for d in (*DIMS, 128, 256) for a in A), 32, chains=1024),
+        "paper": Settings(tuple((d, a) for d in (*DIMS, 128, 256) for a in A), 32, chains=512, warmup=400),
     },
     run=run,
 )  # fmt: skip

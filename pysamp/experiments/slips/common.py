@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pysamp import metrics
 from pysamp.experiments.base import Progress, Row, within
+from pysamp.mcmc import Multiplicative
 from pysamp.metrics import Floor
 from pysamp.plots import CYCLE, EXACT
 from pysamp.samplers import SLIPS
@@ -58,10 +59,11 @@ def some(grids: Sequence[Grid], *schedules: str) -> tuple[Grid, ...]:
 
 
 def published(grid: Grid, t0: float | None, n_times: int, **scale: Any) -> SLIPS:
-    """The method as it was published: posterior means, and a scale R, tau or sigma that is given."""
+    """The method as it was published: its start and steps, posterior means, and a scale R, tau or sigma."""
     return SLIPS(
-        schedule=grid.schedule, t_end=grid.t_end, t0=t0, n_times=n_times, output="mean", **scale
-    )
+        schedule=grid.schedule, t_end=grid.t_end, t0=t0, n_times=n_times, output="mean",
+        start="published", adapt=Multiplicative(), **scale,
+    )  # fmt: skip
 
 
 def draws(samples: Samples) -> Tensor:
