@@ -141,7 +141,7 @@ def test_measured_means_and_errors_are_those_of_the_draws():
 # ------------------------------------------------------------------------------------- experiments
 def test_every_module_is_an_experiment():
     names = experiments.names()
-    assert set(TINY) == set(names)
+    assert set(TINY) == {name for name in names if name.startswith("lattice/")}
     for name in names:
         experiment = experiments.find(name)
         module = importlib.import_module("pysamp.experiments." + name.replace("/", "."))

@@ -206,7 +206,7 @@ def test_wide_and_narrow_targets_are_met():
 
 def test_pilots_narrow_where_a_density_underflows():
     samples = SLIPS(n_times=32).sample(ps.targets.Funnel(), 300, seed=1)
-    assert 1.0 < samples.info["sigma"] < 2.5  # 2.08; the neck is seen in part
+    assert 0.7 < samples.info["sigma"] < 6.0  # 2.08; its tails are heavy
 
 
 def test_the_matched_start_has_the_variance_of_a_normal_target():

@@ -229,14 +229,14 @@ def error_over_budget(cells: Sequence[Cell]) -> Figure:
             ax.axhline(min(floor), color=EXACT, lw=1.0, ls="--", label="exact draws")
         ax.set_xscale("log")
         ax.set_yscale("log")
-        ax.set_xticks(budgets, [f"{b:.0e}".replace("e+0", "e") for b in budgets])
+        ax.set_xticks(budgets, [f"{b:.2g}".replace("e+0", "e") for b in budgets])
         ax.set_yticks(TICKS, [f"{t:g}" for t in TICKS])
         ax.minorticks_off()
         ax.set_ylim(lowest, 80)
         name = ", ".join(f"{k}={_label(v)}" for k, v in group[0].parameters.items())
         name_axes(ax, name, "gradients of a run", "error (percentage points)")
-        if i == 0:
-            legend(ax)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
     title = f"{cells[0].target}, {_range([c.runs for c in cells])} runs, ± 1 s.e."
     figure.suptitle(title, fontsize=11, x=0.01, ha="left", weight="bold")
     return figure

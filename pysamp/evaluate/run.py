@@ -30,7 +30,7 @@ TUNING_RUNS = 4  # for each value: the best of a grid of five is then told from 
 # Seeds of other purposes lie far above those of repetitions, so that no draw serves two.
 TUNING, START, PROBE = 1 << 40, 1 << 41, 1 << 42  # repetitions: below 2**32
 MAX_NUMBERS = 200  # characters of a tensor that a row spells out; of a longer one it holds a digest
-LISTED = 256  # numbers of a report by level or rung that a row keeps
+LISTED = 64  # numbers of a report by level or rung that a row keeps
 KNOWN = {  # of info, with an entry of their own or of no use in a row
     "accept", "evaluations", "gradients", "local_moves", "seconds", "log_z", "log_z_error", "notes",
     "warnings", "sampler", "seed", "backend", "device", "dtype", "nonfinite", "scale", "warm_up",
@@ -113,10 +113,12 @@ def _cost_of_step(kernel: Kernel, target: Target, n_chains: int, how: How) -> fl
     """Gradients of one step of one chain, or evaluations where there are none: two short runs tell."""
     scale = kernel.scale() if isinstance(kernel, Tunable) else None
     rows = n_chains if isinstance(scale, Tensor) and scale.ndim else 2
+    if isinstance(kernel, Tunable) and scale is None:  # any will do, and none has to be found
+        kernel = kernel.with_scale(kernel.initial_scale(target))
     spent: list[dict[str, float]] = []
     for n_draws in (2, 4):
         found = sample(
-            target, kernel, n_chains=rows, n_draws=n_draws, warmup=8, seed=PROBE,
+            target, kernel, n_chains=rows, n_draws=n_draws, warmup=0, seed=PROBE,
             device=how.device, dtype=how.dtype, progress=False,
         )  # fmt: skip
         spent.append({k: float(found.info.get(k, 0)) for k in _COST})

@@ -19,7 +19,8 @@ from pysamp.schedules import Grid, Schedule, schedule_of
 from pysamp.target import Counted, Target, Tilted, log_prob_of
 
 CHECKED = 256  # particles of the checks of the start
-CHECK_STEP = 1 << 29  # where their transitions are counted from, beyond those of any run
+# Where transitions are counted from: those of a run at 0, of the checks, and of pilot 1, 2, …
+CHECK_STEP, PILOT_STEP, PILOT_LENGTH = 1 << 29, 1 << 30, 1 << 28
 
 
 class StartError(ValueError):
@@ -68,7 +69,8 @@ class Walk:
         self.shape = (n, *target.event_shape)
         self.like, self.seed, self.first_chain, self.part = like, seed, first_chain, part
         self.drawn = 0
-        self.denoiser = Denoiser(settings, target, sigma, seed, first_chain, part << 30)
+        first_step = PILOT_STEP + PILOT_LENGTH * (part - 1) if part else 0
+        self.denoiser = Denoiser(settings, target, sigma, seed, first_chain, first_step)
         self.start_dependence: float | None = None
         self.start_drift: float | None = None
 

@@ -51,7 +51,7 @@ PILOT_PARTICLES, PILOT_TIMES = 256, 32
 NARROWED = 6  # times that a pilot may begin again with a third of its width
 SETTLED = 0.1  # change of ln σ below which the pilots end
 NOTED, FORGETS = 0.5, 0.9  # share of the variance of u at t0 that hangs on where its chains start
-MOST_STEPS = 1 << 29  # transitions of a chain; the numbers beyond serve the checks and the pilots
+MOST_STEPS = 1 << 28  # transitions of a chain; the numbers beyond serve the checks and the pilots
 DRIFT = 4.0  # standard errors by which log π may change in the last half of the Langevin steps
 
 
@@ -129,7 +129,7 @@ class SLIPS:
             raise TypeError(f"adapt must be a Multiplicative or None, got {self.adapt!r}")
         if (self.n_times + self.n_init) * self.n_steps + self.burnt > MOST_STEPS:
             raise ValueError(
-                f"n_times must leave at most 2^29 transitions to a chain, got {self.n_times} times of "
+                f"n_times must leave at most 2^28 transitions to a chain, got {self.n_times} times of "
                 f"{self.n_steps}"
             )
         if self.mean is not None and not bool(torch.isfinite(torch.as_tensor(self.mean)).all()):
