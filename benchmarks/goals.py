@@ -52,8 +52,8 @@ CPU: dict[str, tuple[Goal, ...]] = {
         Goal("C14", 10, against=JAX),
     ),
     "first_call": (Goal("C15", 50e-3, 10e-3, "seconds/unit"),),
-    "slips_8_gaussians": (Goal("C13", 25, 50, against=EAGER),),
-    "slips_phi4": (Goal("C13", 20, 35, against=EAGER),),
+    "slips_8_gaussians": (Goal("C13", 25, 50, against=("torch",)),),
+    "slips_phi4": (Goal("C13", 20, 35, against=("torch",)),),
     "phi4_2d_16_isa": (Goal("C16", 2.5, 3, against=JAX, variant="native baseline"),),
     "phi4_2d_16_float64": (Goal("C16", 0.5, 0.6, against=("native float32",)),),
     "phi4_2d_16_scaling": (

@@ -274,7 +274,11 @@ def test_checkerboard_draws_do_not_depend_on_the_split():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((3,), "n must be an even int"), ((4, 2.0, 0.0), "width must be"), ((4, 1.0, 0.3), "side must be")],
+    [
+        ((3,), "n must be an even int"),
+        ((4, 2.0, 0.0), "width must be"),
+        ((4, 1.0, 0.3), "side must be"),
+    ],
 )
 def test_checkerboard_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
