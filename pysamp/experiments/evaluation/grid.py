@@ -113,6 +113,7 @@ def entries(settings: Settings) -> list[Entry]:
             sigma=sigma,
             mean=target.mean,
             t0=settings.t0[0],
+            start="published",  # whose weights the values of t0 are meant for
             **lengths,  # type: ignore[arg-type]
         )
 
