@@ -345,6 +345,12 @@ def test_bad_input_names_the_argument(make, words):
     assert all(word in str(error.value) for word in words)
 
 
+@pytest.mark.parametrize("name", ["AIS", "GaussianVI", "OAT", "RDMC", "SLIPS", "SMC"])
+def test_samplers_that_leave_the_sphere_refuse_spins(name):
+    with pytest.raises(ValueError, match=f"{name} moves all coordinates freely.*length 1"):
+        getattr(ps, name)().sample(ps.targets.ON((4,), n=2, beta=1.0), 5, seed=0)
+
+
 def test_a_density_that_is_not_finite_where_chains_start_is_refused():
     def log_prob(x: Tensor) -> Tensor:
         return torch.where(x[:, 0] > 0.1, -(x * x).sum(1), math.nan)

@@ -220,7 +220,6 @@ def judged(samples: Samples, task: Task, how: How, cache: dict[Any, Any]) -> dic
         if bool(heavy.any()):
             collapse = measures.collapsed(found[heavy], reference[heavy])
     log_z = known(target, "log_z", HasLogZ)
-    warnings = [str(text) for text in samples.info.get("warnings", [])]
     return {
         "n": samples.log_prob.numel(),
         **{key: _number(samples.info.get(key)) for key in (*_COST, "seconds")},
@@ -240,7 +239,7 @@ def judged(samples: Samples, task: Task, how: How, cache: dict[Any, Any]) -> dic
         "within_modes": inside_modes(samples, target),
         "details": {**_levels(samples.info), "swap_accept": facts.get("swap_accept")},
         "notes": summary.notes,
-        "verdict": [*summary.verdict, *(w for w in warnings if w not in summary.verdict)],
+        "verdict": summary.verdict,
     }
 
 

@@ -97,11 +97,10 @@ def plan(target: Target, x: Tensor) -> Plan | None:
             reference, beta = target.reference, _rows(target.lam, x)
             mean = _params_on(tuple(reference.mean.flatten().tolist()), x.device, x.dtype)
             centre = mean.expand(x.shape[0], -1).contiguous()
-            precision = 1.0 - beta
-            if reference.variance is None:
+            strength, isotropic = target.tilt(x)
+            precision = _rows(strength, x)
+            if not isotropic:
                 matrix = _matrix_on(reference, x.device, x.dtype)
-            else:
-                precision = precision / reference.variance
             target = target.base
         else:
             break

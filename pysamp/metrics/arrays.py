@@ -7,7 +7,7 @@ numbers up to a common constant.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -93,6 +93,29 @@ def directions(n_directions: int, d: int, seed: int, device: torch.device) -> Te
         raise ValueError(f"n_directions must be at least 1, got {n_directions}")
     z = rng.normal((n_directions, d), seed=seed, stream="check", step=1, dtype=torch.float64)
     return (z / torch.linalg.vector_norm(z, dim=1, keepdim=True)).to(device)
+
+
+def mean_over_directions(
+    distance: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    n_directions: int,
+    seed: int,
+    log_weight_x: Tensor | None,
+    log_weight_y: Tensor | None,
+) -> Tensor:
+    """Mean over random unit vectors u of the distances of u . x and u . y.
+
+    distance: points on lines (k, n) with weights (n,), (k, m) with weights (m,) -> (k,).
+    """
+    x, y = pair(x, y)
+    a = probabilities("log_weight_x", log_weight_x, x)
+    b = probabilities("log_weight_y", log_weight_y, y)
+    along = directions(n_directions, x.shape[1], seed, x.device)
+    total = x.new_zeros(())
+    for rows in row_blocks(n_directions, 4 * (len(x) + len(y))):
+        total += distance(along[rows] @ x.T, a, along[rows] @ y.T, b).sum()
+    return total / n_directions
 
 
 def check_draws(x: Tensor) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pysamp.metrics.arrays import directions, pair, probabilities, row_blocks
+from pysamp.metrics.arrays import directions, mean_over_directions, pair, probabilities, row_blocks
 
 
 def ks_statistic(
@@ -63,14 +63,7 @@ def sliced_ks(
 
     Shapes: x (n, *event), y (m, *event) -> ().
     """
-    x, y = pair(x, y)
-    a = probabilities("log_weight_x", log_weight_x, x)
-    b = probabilities("log_weight_y", log_weight_y, y)
-    along = directions(n_directions, x.shape[1], seed, x.device)
-    total = x.new_zeros(())
-    for rows in row_blocks(n_directions, 4 * (len(x) + len(y))):
-        total += _ks(along[rows] @ x.T, a, along[rows] @ y.T, b).sum()
-    return total / n_directions
+    return mean_over_directions(_ks, x, y, n_directions, seed, log_weight_x, log_weight_y)
 
 
 def sliced_ks_histogram(

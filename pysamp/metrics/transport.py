@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pysamp.metrics.arrays import (
-    directions,
+    mean_over_directions,
     pair,
     probabilities,
     row_blocks,
@@ -113,14 +113,9 @@ def sliced_wasserstein2(
 
     Shapes: x (n, *event), y (m, *event) -> ().
     """
-    x, y = pair(x, y)
-    a = probabilities("log_weight_x", log_weight_x, x)
-    b = probabilities("log_weight_y", log_weight_y, y)
-    along = directions(n_directions, x.shape[1], seed, x.device)
-    total = x.new_zeros(())
-    for rows in row_blocks(n_directions, 4 * (len(x) + len(y))):
-        total += _quantile_cost(along[rows] @ x.T, a, along[rows] @ y.T, b).sum()
-    return (total / n_directions).sqrt()
+    return mean_over_directions(
+        _quantile_cost, x, y, n_directions, seed, log_weight_x, log_weight_y
+    ).sqrt()
 
 
 def _with_mass(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

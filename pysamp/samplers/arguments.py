@@ -9,6 +9,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from pysamp.mcmc.langevin import refuse_spins
+from pysamp.target import Counted, HasSites, Target
+
+
+def counted(target: Target, sampler: str) -> Counted:
+    """The target of a sampler that places points freely in R^d, counting; spins of length 1 are refused."""
+    if isinstance(target, HasSites) and target.unit_length:
+        refuse_spins(target, sampler)
+    return Counted(target)
+
 
 def check_n(n: Any) -> None:
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:

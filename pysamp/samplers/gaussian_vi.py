@@ -18,14 +18,14 @@ from torch import Tensor
 
 from pysamp import metrics, rng, train
 from pysamp.distributed import Progress, show_progress, world
-from pysamp.samplers.arguments import check_at_least, check_budget, check_n, check_positive
+from pysamp.samplers.arguments import check_at_least, check_budget, check_n, check_positive, counted
 from pysamp.samplers.importance import (
     facts,
     tail_fault,
     weights_of,
 )
 from pysamp.samples import Samples
-from pysamp.target import Counted, Target, log_prob_and_score, log_prob_of
+from pysamp.target import Target, log_prob_and_score, log_prob_of
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -61,7 +61,7 @@ class GaussianVI:
         Raises pysamp.train.NonFiniteError where log_prob or the score is not finite at a point of q.
         """
         check_n(n)
-        counted = Counted(target)
+        target = counted(target, "GaussianVI")
         event = tuple(target.event_shape)
         d = math.prod(event)
         like = torch.empty(0, device=device, dtype=dtype or torch.float32)
@@ -69,7 +69,7 @@ class GaussianVI:
             show_progress(self.n_steps, "GaussianVI", world(), show=progress) as bar,
             torch.inference_mode(False),  # a tensor made in inference mode cannot be trained
         ):
-            q, history = self._trained(counted, event, seed, like, bar)
+            q, history = self._trained(target, event, seed, like, bar)
 
         z = rng.normal(
             (n, d), seed=seed, stream="importance", substep=1,
@@ -78,7 +78,7 @@ class GaussianVI:
         x = q.at(z).reshape(n, *event)
         log_sd = q.log_sd.double().sum()
         log_q = -0.5 * (z.double().square().sum(1) + d * LOG_2PI) - log_sd
-        log_prob = log_prob_of(counted, x)
+        log_prob = log_prob_of(target, x)
         log_weight, nonfinite = weights_of(log_prob, log_q)
         found = facts(log_weight)
         factor = q.factor().double().cpu()
@@ -94,8 +94,8 @@ class GaussianVI:
             "covariance": factor @ factor.T,
             "loss": history.loss,
             "nonfinite": nonfinite,
-            "evaluations": counted.evaluations,
-            "gradients": counted.gradients,
+            "evaluations": target.evaluations,
+            "gradients": target.gradients,
             "notes": [note],
             "warnings": tail_fault(found["pareto_k"], n),
         }

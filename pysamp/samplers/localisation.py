@@ -65,7 +65,7 @@ class Walk:
         seed: int, n: int, first_chain: int, part: int = 0, pilots: tuple[float, ...] = (),
     ) -> None:  # fmt: skip
         self.target, self.pilots = target, pilots
-        self.settings, self.grid, self.sigma, self.n, self.mean = settings, grid, sigma, n, mean
+        self.settings, self.grid, self.sigma, self.mean = settings, grid, sigma, mean
         self.shape = (n, *target.event_shape)
         self.like, self.seed, self.first_chain, self.part = like, seed, first_chain, part
         self.drawn = 0

@@ -28,14 +28,14 @@ from torch import Tensor
 from pysamp import rng
 from pysamp.distributed import show_progress, world
 from pysamp.mcmc.base import columns
-from pysamp.samplers.arguments import check_at_least, check_budget, check_n, check_positive
+from pysamp.samplers.arguments import check_at_least, check_budget, check_n, check_positive, counted
 from pysamp.samplers.importance import (
     around,
     blocks,
 )
 from pysamp.samplers.rdmc import FEW_POINTS, outside
 from pysamp.samples import Samples
-from pysamp.target import Counted, Target, log_prob_of
+from pysamp.target import Target, log_prob_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +82,10 @@ class OAT:
         Raises ValueError where no point around the start has a positive density.
         """
         check_n(n)
-        counted = Counted(target)
+        target = counted(target, "OAT")
         event = tuple(target.event_shape)
         like = torch.empty(0, device=device, dtype=dtype or torch.float32)
-        denoise = Denoised(self, counted, n, seed, first_chain, like)
+        denoise = Denoised(self, target, n, seed, first_chain, like)
         draws = 0
 
         def normal() -> Tensor:
@@ -113,15 +113,15 @@ class OAT:
                 x = denoise(before, m)
                 bar.update(1)
 
-        log_prob = log_prob_of(counted, x)
+        log_prob = log_prob_of(target, x)
         noise = sigma / math.sqrt(self.n_measurements)
         note = (
             "OAT returns posterior means, which lie closer together than draws of the target: the noise "
             f"of {self.n_measurements} measurements has sd {noise:.3g}"
         )
         info = {
-            "evaluations": counted.evaluations,
-            "gradients": counted.gradients,
+            "evaluations": target.evaluations,
+            "gradients": target.gradients,
             "nonfinite": int(denoise.nonfinite.sum()),
             "points_ess": denoise.sizes(),
             "notes": [note],

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pysamp import metrics, rng
 from pysamp.mcmc.langevin import MALA, Multiplicative
+from pysamp.samplers.arguments import check_n, counted
 from pysamp.samples import Samples
-from pysamp.target import Counted, Target, log_prob_of
+from pysamp.target import Target, log_prob_of
 from pysamp.targets.gaussian import Bridged, Gaussian, check_reference
 
 SCOUTS = 64
@@ -64,9 +65,8 @@ class Particles:
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"n must be a positive int, got {n}")
-        self.target, self.settings = Counted(target), settings
+        check_n(n)
+        self.target, self.settings = counted(target, type(settings).__name__), settings
         self.n, self.seed, self.first_chain = n, seed, first_chain
         self.notes: list[str] = []
         self.warnings: list[str] = []
@@ -243,7 +243,7 @@ class Particles:
                 f"{self.levels.lam[level]:.3g}), where {self.levels.ess[level - 1]:.1f} of {self.n} "
                 "particles were effective: use more levels or steps, or a reference nearer to the target"
             )
-        starts = self._starts()
+        starts = self.levels.starts[-1]
         if genealogy and starts < min(FEW_STARTS, self.n / 2):
             (self.warnings if starts < VERY_FEW_STARTS else self.notes).append(
                 f"the {self.n} particles descend from about {starts:.0f} starts: the weights of modes that "

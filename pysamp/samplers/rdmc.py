@@ -28,13 +28,13 @@ from pysamp import rng
 from pysamp.distributed import show_progress, world
 from pysamp.mcmc.base import columns
 from pysamp.mcmc.langevin import MALA, Multiplicative
-from pysamp.samplers.arguments import check_at_least, check_budget, check_n, check_positive
+from pysamp.samplers.arguments import check_at_least, check_budget, check_n, check_positive, counted
 from pysamp.samplers.importance import (
     around,
     blocks,
 )
 from pysamp.samples import Samples
-from pysamp.target import Counted, Target, Tilted, log_prob_of
+from pysamp.target import Target, Tilted, log_prob_of
 
 ADAPT = Multiplicative()  # 0.75 ± 0.01, by 3 percent, at most 1: those of the comparison
 FEW_POINTS = 10.0  # effective points below which two modes came out wrong by 2 percent and more
@@ -85,7 +85,7 @@ class RDMC:
         Raises ValueError where no point around the start has a positive density.
         """
         check_n(n)
-        counted = Counted(target)
+        target = counted(target, "RDMC")
         event = tuple(target.event_shape)
         like = torch.empty(0, device=device, dtype=dtype or torch.float32)
 
@@ -95,7 +95,7 @@ class RDMC:
                 device=like.device, dtype=like.dtype,
             )  # fmt: skip
 
-        mean = PosteriorMean(self, counted, n, seed, first_chain, like)
+        mean = PosteriorMean(self, target, n, seed, first_chain, like)
         noise_of_end = -math.expm1(-2 * self.horizon)  # 1 − e^−2T
         x = math.sqrt(noise_of_end) * normal("start")
         delta = self.horizon / (self.n_times - 1)
@@ -112,10 +112,10 @@ class RDMC:
                 x = math.exp(delta) * x + 2 * math.expm1(delta) * score + noise
                 bar.update(1)
 
-        log_prob = log_prob_of(counted, x)
+        log_prob = log_prob_of(target, x)
         info = {
-            "evaluations": counted.evaluations,
-            "gradients": counted.gradients,
+            "evaluations": target.evaluations,
+            "gradients": target.gradients,
             "notes": [],
             "warnings": mean.faults() + outside(log_prob),
             **mean.info(),

@@ -32,18 +32,19 @@ import torch
 from torch import Tensor
 
 from pysamp.distributed import show_progress, world
-from pysamp.mcmc.langevin import Multiplicative, refuse_spins
+from pysamp.mcmc.langevin import Multiplicative
 from pysamp.samplers.arguments import (
     check_at_least,
     check_budget,
     check_n,
     check_number,
     check_positive,
+    counted,
 )
 from pysamp.samplers.localisation import CHECKED, StartError, Walk
 from pysamp.samples import Samples
 from pysamp.schedules import Schedule, check_time, log_concave_times, schedule_of, snr_grid
-from pysamp.target import Counted, HasSites, Target, log_prob_of
+from pysamp.target import Counted, Target, log_prob_of
 
 SNR_END = 150.0  # g² at t_end where none is given: log g² = 5.0, as in most runs of the paper
 PILOT = 4  # pilot runs at most, to find the mean and the scale of the target
@@ -186,8 +187,7 @@ class SLIPS:
             n_times = int((spare / copies - burn_in - 1) / (self.n_steps + 1)) - self.n_init
             if n_times >= 32 or (burn_in == self.n_steps and n_times >= 2):
                 return replace(self, n_times=n_times, n_copies=copies, burn_in=burn_in)
-            least = n * copies * ((self.n_steps + 1) * (2 + self.n_init) + burn_in + 1)
-            least += self._extra(n, copies, burn_in)
+            least = n * self._cost(2, copies, burn_in) + self._extra(n, copies, burn_in)
         raise ValueError(
             f"gradients must be at least {least} for {n} particles of SLIPS, got {gradients}"
         )
@@ -195,12 +195,12 @@ class SLIPS:
     def _extra(self, n: int, copies: int, burn_in: int) -> int:
         """Gradients of the check of the start, and of pilot runs."""
         check = min(n, CHECKED) * copies * (burn_in + 1)
-        pilot = (
-            PILOT_PARTICLES
-            * copies
-            * ((self.n_steps + 1) * (PILOT_TIMES + self.n_init) + burn_in + 1)
-        )
+        pilot = PILOT_PARTICLES * self._cost(PILOT_TIMES, copies, burn_in)
         return check + (PILOT * pilot if self._pilots else 0)
+
+    def _cost(self, n_times: int, copies: int, burn_in: int) -> int:
+        """Gradients of a particle."""
+        return copies * ((self.n_steps + 1) * (n_times + self.n_init) + burn_in + 1)
 
     @property
     def _pilots(self) -> bool:
@@ -222,8 +222,8 @@ class SLIPS:
         walk = self.walk(target, n, seed=seed, first_chain=first_chain, device=device, dtype=dtype)
         with show_progress(self.n_init + self.n_times, "SLIPS", world(), show=progress) as bar:
             x = walk.run(bar.update, check=first_chain == 0)
-        counted, denoiser, t0 = walk.target, walk.denoiser, float(walk.grid.t[0])
-        log_prob = log_prob_of(counted, x)
+        denoiser, t0 = walk.denoiser, float(walk.grid.t[0])
+        log_prob = log_prob_of(walk.target, x)
         info: dict[str, Any] = {
             "sigma": walk.sigma,
             "t0": t0,
@@ -231,8 +231,8 @@ class SLIPS:
             "accept": denoiser.per_particle(denoiser.accept / denoiser.calls),
             "step_size": denoiser.per_particle(denoiser.h.log()).exp(),
             "nonfinite": int(denoiser.nonfinite.sum()),
-            "evaluations": counted.evaluations,
-            "gradients": counted.gradients,
+            "evaluations": walk.target.evaluations,
+            "gradients": walk.target.gradients,
         }
         notes: list[str] = []
         warnings: list[str] = []
@@ -272,9 +272,7 @@ class SLIPS:
     ) -> Walk:
         """The observation process of n particles, before its start, with all that was left out found."""
         check_n(n)
-        if isinstance(target, HasSites) and target.unit_length:
-            refuse_spins(target, type(self).__name__)
-        counted = Counted(target)
+        target = counted(target, "SLIPS")
         like = torch.empty(0, device=device, dtype=dtype or torch.float32)
         dim = math.prod(target.event_shape)
         mean = torch.zeros(target.event_shape) if self.mean is None else torch.as_tensor(self.mean)
@@ -284,7 +282,7 @@ class SLIPS:
             )
         pilots: list[float] = []
         if self._pilots:
-            mean, pilots = self._pilot(counted, mean, seed, like)
+            mean, pilots = self._pilot(target, mean, seed, like)
             sigma = pilots[-1]
         elif self.sigma is not None:
             sigma = float(self.sigma)
@@ -294,7 +292,7 @@ class SLIPS:
         t0 = self.start_time(dim, sigma)
         grid = snr_grid(schedule_of(self.schedule), t0, self.last_time(), self.n_times)
         return Walk(
-            self, counted, grid, sigma, mean, like, seed, n, first_chain, pilots=tuple(pilots)
+            self, target, grid, sigma, mean, like, seed, n, first_chain, pilots=tuple(pilots)
         )
 
     def _pilot(
