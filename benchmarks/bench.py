@@ -3,7 +3,8 @@
 Counting. A unit is a site update, a step·dim, a leapfrog·dim, a step or a number. `flops` are those
 of the definition per unit, random numbers apart, 0 where they were not counted. `call_bytes` and
 `step_bytes` must move between memory and chip, once per call and once per step. `draws` are the random
-numbers of a unit. `instructions` are the vector instructions of 16 units in float32, at least.
+numbers of a unit. `instructions` are the vector instructions of 16 units in float32, at least;
+`multiply_adds` the fused multiplications and additions of a unit, of work that is matrix products.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Bench:
     step_bytes: float = 0.0
     draws: tuple[Literal["uniform", "normal"], float] | None = None
     instructions: float | None = None
+    multiply_adds: float | None = None
     times_itself: bool = False  # run(n) returns seconds: work that needs a fresh process
     agreements: tuple[Case, ...] = ()  # smaller ones, compared in place of a case that is too large
     left_out: Mapping[str, str] = field(default_factory=dict)  # variant -> why it is not here

@@ -26,6 +26,16 @@ from torch import Tensor
 
 from benchmarks import lattice, lattice_jax, lattice_numba, layouts, peers
 from benchmarks.bench import Bench, NotHereError, On, compiled, installed, state_bytes
+from benchmarks.flows import (
+    affine_couplings_vjp_batch,
+    affine_couplings_walkers,
+    realnvp_64_forward,
+    realnvp_64_inverse,
+    realnvp_128_forward,
+    realnvp_128_inverse,
+    realnvp_train_16,
+    realnvp_train_64,
+)
 from benchmarks.lattice_formulas import Couplings
 from benchmarks.single import (
     CHAIN_FLOPS,
@@ -366,6 +376,8 @@ CASES: dict[str, Callable[[On], Bench]] = {
         mala_chain, mala_chain_4096, mala_chain_16, ula_chain, hmc_chain, metropolis_chain,
         mala_mixture_8_2, mala_mixture_2_64, mala_mixture_8_64, mala_mixture_16_128,
         phi4_2d_16_scaling, mala_chain_scaling, first_call, slips_8_gaussians, slips_phi4,
+        realnvp_64_forward, realnvp_64_inverse, realnvp_128_forward, realnvp_128_inverse,
+        realnvp_train_16, realnvp_train_64, affine_couplings_walkers, affine_couplings_vjp_batch,
     )
 }  # fmt: skip
 CASES |= lattice.CELLS | layouts.CELLS

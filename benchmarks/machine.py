@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
 import re
 import shutil
 import subprocess
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +92,27 @@ def issued(on: On) -> float | None:
         return None
     found = cpu()
     return ISSUED.get((found["vendor"], found["family"], found["model"]))
+
+
+@functools.cache
+def multiply_adds() -> float | None:
+    """Fused multiply-adds a nanosecond in float32 of one core, measured; None without g++."""
+    source = Path(__file__).with_name("multiply_adds.cpp")
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "multiply_adds.so"
+        flags = "-O3 -march=native -mprefer-vector-width=512 -ffp-contract=fast -shared -fPIC"
+        if platform.machine() != "x86_64":
+            flags = flags.replace("-mprefer-vector-width=512", "")
+        if _output("g++", *flags.split(), str(source), "-o", str(library)) is None:
+            return None
+        loaded = ctypes.CDLL(str(library))
+    loaded.multiply_adds.restype = ctypes.c_float
+    n, seconds = 1_000_000, []
+    for _ in range(9):
+        begin = time.process_time()
+        loaded.multiply_adds(ctypes.c_long(n), ctypes.c_float(0.5), ctypes.c_float(1.0))
+        seconds.append(time.process_time() - begin)
+    return n * loaded.flops_of_a_round() / 2 / min(seconds[1:]) / 1e9
 
 
 def is_modelled(on: On) -> bool:

@@ -19,7 +19,8 @@ from benchmarks.plot_lattice import FIGURES, cells_of
 COLOURS = {
     "torch eager": "#0072B2", "torch expanded": "#56B4E9", "torch autograd": "#999999",
     "torch masked": "#BBBBBB", "torch.compile": "#E69F00", "jax": "#009E73", "blackjax": "#D55E00",
-    "numba": "#CC79A7", "numpy": "#F0E442",
+    "numba": "#CC79A7", "numpy": "#F0E442", "zuko": "#882255", "normflows": "#AA9944",
+    "torch.mm": "#444444",
 }  # fmt: skip
 
 

@@ -248,6 +248,11 @@ class Ceilings:
         issued = machine.issued(self.on)
         if bench.instructions and issued and v.dtype == "float32":
             least["instructions"] = work * bench.instructions / 16 / issued / 1e9
+        if bench.multiply_adds and not self.on.cuda and v.dtype == "float32":
+            fused = machine.multiply_adds()
+            if fused:
+                cores = v.threads or self.on.threads
+                least["multiply-adds"] = work * bench.multiply_adds / (fused * cores) / 1e9
         return least
 
     def _copy(self) -> float:
@@ -325,6 +330,8 @@ def _shown(kind: str) -> Callable[[float | None], str]:
             return "–"
         if kind == "seconds/unit":
             return f"{value * 1e6:.3g} µs" if value < 1e-3 else f"{value * 1e3:.3g} ms"
+        if kind == "of ceiling":
+            return f"{value:.0%}"
         return f"{value:.3g}×" if kind == "ratio" else f"{value:.3g}/ns"
 
     return shown

@@ -38,6 +38,31 @@ template <class S> void bind_sum(py::module_& m) {
       py::arg("x"), py::arg("out"));
 }
 
+template <class S> void bind_couplings(py::module_& m) {
+  m.def(
+      "affine_couplings",
+      [](View<S, 2> x, View<S, 1> params, double scale, const std::vector<int64_t>& layout,
+         bool inverse, View<S, 2> out, View<S, 1> log_det) {
+        py::gil_scoped_release release;
+        affine_couplings<S>(x, params, S(scale), layout, inverse, out, log_det);
+      },
+      py::arg("x"), py::arg("params"), py::arg("scale"), py::arg("layout"), py::arg("inverse"),
+      py::arg("out"), py::arg("log_det"));
+#ifndef PYSAMP_CUDA_MODULE
+  m.def(
+      "affine_couplings_vjp",
+      [](View<S, 2> image, View<S, 1> params, double scale, const std::vector<int64_t>& layout,
+         bool inverse, View<S, 2> grad_image, View<S, 1> grad_log_det, View<S, 2> grad_x,
+         View<S, 1> grad_params) {
+        py::gil_scoped_release release;
+        affine_couplings_vjp<S>(image, params, S(scale), layout, inverse, grad_image, grad_log_det,
+                                grad_x, grad_params);
+      },
+      py::arg("image"), py::arg("params"), py::arg("scale"), py::arg("layout"), py::arg("inverse"),
+      py::arg("grad_image"), py::arg("grad_log_det"), py::arg("grad_x"), py::arg("grad_params"));
+#endif
+}
+
 // ---------------------------------------------------------------------------------------------------
 // Lattice fields: sweeps of single-site moves, and cluster moves.
 
@@ -150,6 +175,8 @@ PYBIND11_MODULE(PYSAMP_MODULE, m, py::mod_gil_not_used()) {
   bind_numbers<double>(m, "log_uniform", Numbers::kLogUniform);
   bind_sum<float>(m);
   bind_sum<double>(m);
+  bind_couplings<float>(m);
+  bind_couplings<double>(m);
   bind_energy<Phi4>(m, "phi4");
   bind_energy<Soft>(m, "soft");
   bind_evaluate<Spins, float>(m, "spins_log_prob_and_score");

@@ -65,16 +65,16 @@ template <class R> HD R log_portable(R x) {
   return e * C::kLn2Hi + (tail + e * C::kLn2Lo);
 }
 
-// e^x, clamped to the range of normal numbers (0 below it); NaN counts as −∞.
-template <class R> HD R exp_tail(R r, float) {
+// e^r − 1 for |r| ≤ ½ ln 2, and e^x clamped to the range of normal numbers (0 below it; NaN counts as −∞).
+template <class R> HD R expm1_tail(R r, float) {
   R p = r * 0x1.6d7532p-10f + 0x1.126fa8p-7f;
   p = p * r + 0x1.5554acp-5f;
   p = p * r + 0x1.555404p-3f;
   p = p * r + 0x1p-1f;
   p = p * r + 1.0f;
-  return p * r + 1.0f;
+  return p * r;
 }
-template <class R> HD R exp_tail(R r, double) {
+template <class R> HD R expm1_tail(R r, double) {
   R p = r * 0x1.1f8b442e1797p-29 + 0x1.af785dabc1ddap-26;
   p = p * r + 0x1.27e4cc1823cb4p-22;
   p = p * r + 0x1.71dde76a74343p-19;
@@ -86,7 +86,7 @@ template <class R> HD R exp_tail(R r, double) {
   p = p * r + 0x1.5555555555562p-3;
   p = p * r + 0x1p-1;
   p = p * r + 1.0;
-  return p * r + 1.0;
+  return p * r;
 }
 
 template <class R> HD R exp_portable(R x) {
@@ -99,7 +99,7 @@ template <class R> HD R exp_portable(R x) {
   const R n = t - C::kRound;
   const R r = (y - n * C::kLn2Hi) - n * C::kLn2Lo;
   const Int<R> k = bits(t) - bits(R{} + C::kRound);
-  const R p = from_bits(bits(exp_tail(r, S())) + (k << C::kMantissa));
+  const R p = from_bits(bits(expm1_tail(r, S()) + S(1)) + (k << C::kMantissa));
   return select(inside, p, R{});
 }
 

@@ -1,5 +1,7 @@
 // Every entry point that the Python modules see. The same names exist in _cpu (g++) and _cuda (nvcc).
 #pragma once
+#include <vector>
+
 #include "chains.h"
 #include "clusters.h"
 #include "fields.h"
@@ -39,6 +41,17 @@ extern template struct Entry<Logistic, float>;
 extern template struct Entry<Logistic, double>;
 extern template void evaluate<Spins, float>(const Energy<float>&, const Chains<float>&);
 extern template void evaluate<Spins, double>(const Energy<double>&, const Chains<double>&);
+
+// coupling.cpp: x (n, d) through a stack of affine couplings, or back; layout as couplings.Shape gives it
+template <class S>
+void affine_couplings(View<S, 2> x, View<S, 1> params, S scale, const std::vector<int64_t>& layout,
+                      bool inverse, View<S, 2> out, View<S, 1> log_det);
+#ifndef PYSAMP_CUDA_MODULE  // CPU only: gradients of points and, where grad_params has a size, weights
+template <class S>
+void affine_couplings_vjp(View<S, 2> image, View<S, 1> params, S scale,
+                          const std::vector<int64_t>& layout, bool inverse, View<S, 2> grad_image,
+                          View<S, 1> grad_log_det, View<S, 2> grad_x, View<S, 1> grad_params);
+#endif
 
 // sweeps_phi4.cpp, sweeps_spins.cpp, clusters.cpp: sweep_phi4, sweep_soft, sweep_spins, cluster_phi4,
 // cluster_spins, declared in fields.h and clusters.h

@@ -19,5 +19,9 @@ enum Stream : uint32_t {
   OBSERVATION = 17,  // noise of the observation process of stochastic localisation
   IMPORTANCE = 18,   // points of importance-sampling estimates
   DIFFUSION = 19,    // noise of other stochastic differential equations
+  PROPOSAL = 20,     // noise that an independent proposal, such as a flow, is made of
+  SELECT = 21,       // acceptance and choice among independent proposals
+  ELLIPSE = 22,      // auxiliary points and angles of elliptical slices
+  TRAINING = 23,     // noise of the losses of training
 };
 }

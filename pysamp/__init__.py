@@ -18,46 +18,59 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pysamp import errors, exact, lattice, metrics, rng, targets
+    from pysamp import errors, exact, lattice, metrics, nets, rng, targets
     from pysamp._native import backend, include_path
     from pysamp.check import check_target
     from pysamp.mcmc import (
         HMC,
+        IMH,
+        ISIR,
         MALA,
         ULA,
+        AdaptiveMCMC,
         Cycle,
+        Ex2MCMC,
         HeatBath,
         Metropolis,
         Multiplicative,
+        Neutra,
         OverRelaxation,
         ParallelTempering,
         SwendsenWang,
+        TransportSlice,
         Wolff,
     )
-    from pysamp.samplers import AIS, OAT, RDMC, SLIPS, SMC, GaussianVI, Importance
+    from pysamp.samplers import AIS, OAT, RDMC, SLIPS, SMC, FlowMCMC, GaussianVI, Importance
     from pysamp.samples import Samples
     from pysamp.sampling import resume, sample
     from pysamp.selftest import doctor
     from pysamp.target import Boltzmann, Counted, NativeEnergy, Tempered, Tilted
 
-_MODULES = ("errors", "exact", "lattice", "metrics", "rng", "targets")
+_MODULES = ("errors", "exact", "lattice", "metrics", "nets", "rng", "targets")
 _HOME = {
     "backend": "_native",
     "include_path": "_native",
     "check_target": "check",
     "doctor": "selftest",
+    "AdaptiveMCMC": "mcmc",
     "Cycle": "mcmc",
+    "Ex2MCMC": "mcmc",
     "HMC": "mcmc",
     "HeatBath": "mcmc",
+    "IMH": "mcmc",
+    "ISIR": "mcmc",
     "MALA": "mcmc",
     "ULA": "mcmc",
     "Metropolis": "mcmc",
     "Multiplicative": "mcmc",
+    "Neutra": "mcmc",
     "OverRelaxation": "mcmc",
     "ParallelTempering": "mcmc",
     "SwendsenWang": "mcmc",
+    "TransportSlice": "mcmc",
     "Wolff": "mcmc",
     "AIS": "samplers",
+    "FlowMCMC": "samplers",
     "GaussianVI": "samplers",
     "Importance": "samplers",
     "OAT": "samplers",
@@ -76,17 +89,23 @@ _HOME = {
 
 __all__ = [
     "AIS",
+    "AdaptiveMCMC",
     "Boltzmann",
     "Counted",
     "Cycle",
+    "Ex2MCMC",
+    "FlowMCMC",
     "GaussianVI",
     "HMC",
     "HeatBath",
+    "IMH",
+    "ISIR",
     "Importance",
     "MALA",
     "Metropolis",
     "Multiplicative",
     "NativeEnergy",
+    "Neutra",
     "OAT",
     "OverRelaxation",
     "ParallelTempering",
@@ -97,6 +116,7 @@ __all__ = [
     "SwendsenWang",
     "Tempered",
     "Tilted",
+    "TransportSlice",
     "ULA",
     "Wolff",
     "backend",
@@ -107,6 +127,7 @@ __all__ = [
     "include_path",
     "lattice",
     "metrics",
+    "nets",
     "resume",
     "rng",
     "sample",

@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -68,6 +69,23 @@ class HasSampler(Protocol):
     """Exact independent draws (n, *event_shape), a function of the seed."""
 
     def sample(self, n: int, *, seed: int) -> Tensor: ...
+
+
+@runtime_checkable
+class Proposal(Protocol):
+    """A density that can be drawn from; log_prob is normalised, or `log_z` tells by how much not.
+
+    Row r of the draws (n, *event_shape) is a function of the seed and of first_chain + r.
+    """
+
+    @property
+    def event_shape(self) -> tuple[int, ...]: ...
+
+    def log_prob(self, x: Tensor) -> Tensor: ...
+
+    def sample(
+        self, n: int, *, seed: int, first_chain: int, device: Any, dtype: torch.dtype
+    ) -> Tensor: ...
 
 
 @runtime_checkable

@@ -29,6 +29,7 @@ from pysamp.distributed import (
 )
 from pysamp.mcmc.adapt import warm_up
 from pysamp.mcmc.base import Kernel, State, Tunable
+from pysamp.mcmc.langevin import ULA
 from pysamp.measure import Part, advance, finished, starting_points
 from pysamp.plan import BLOCK_BYTES, CALL_STEPS, Plan, of_chains
 from pysamp.samples import Samples
@@ -38,10 +39,18 @@ from pysamp.target import Counted, Counts, HasNative, Target
 CHECKPOINT_SECONDS = 5.0  # between checkpoints: what a kill may cost, far above what saving costs
 
 
+def unadjusted(kernel: object) -> bool:
+    """Whether a kernel, or one that it is made of, has no accept/reject step."""
+    parts = vars(kernel).values() if isinstance(kernel, Kernel) else ()
+    inner = [p for part in parts for p in (part if isinstance(part, tuple) else (part,))]
+    return isinstance(kernel, ULA) or any(unadjusted(p) for p in inner if isinstance(p, Kernel))
+
+
 def static_info(sampler: object, plan: Plan) -> dict[str, Any]:
     measured = {} if plan.names is None else {"measure_every": plan.every}
     return {
         "sampler": type(sampler).__name__,
+        **({"unadjusted": True} if unadjusted(sampler) else {}),
         "markov": True,
         "warmup": plan.warmup,
         "thin": plan.thin,

@@ -3,7 +3,8 @@
 A frozen dataclass becomes its class path and its fields. Numbers survive exactly: Python writes the
 shortest decimal that reads back to the same bits. Rebuilding imports from the pysamp namespace
 only, so opening a folder never runs foreign code; what cannot be rebuilt (a function, a network, a
-user's own class) is recorded by name and digest, to be compared.
+user's own class) is recorded by name and digest, to be compared. The digest of a network is that of its
+parameters and buffers, and of the plain attributes of its modules, such as a mask or a number of bins.
 """
 
 from __future__ import annotations
@@ -51,8 +52,20 @@ def describe(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: describe(getattr(value, f.name)) for f in _arguments(value)}
         return {"class": _path(type(value)), "fields": fields}
+    if isinstance(value, torch.nn.Module):
+        return {"network": _path(type(value)), "digest": digest(_content(value))}
     named = value if isinstance(value, type) or _has_name(value) else type(value)
     return {"opaque": _path(named), "digest": digest(value)}
+
+
+def _content(network: torch.nn.Module) -> list[Any]:
+    """What a network computes with: tensors, and the settings of each module by its name."""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    settings = {}
+    for name, module in network.named_modules():
+        own = {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training"}
+        settings[name] = [_path(type(module)), own]
+    return [{name: tensor.detach() for name, tensor in tensors.items()}, settings]
 
 
 def digest(value: Any) -> str:
@@ -97,6 +110,11 @@ def rebuild(tree: Any, where: str = "") -> Any:
             for name, item in tree["fields"].items()
         }
         return cls(**fields)
+    if kinds == {"network", "digest"}:
+        name = tree["network"].replace(":", ".")
+        raise NotRebuildableError(
+            f"{where or 'it'} is the network {name}, whose parameters it does not hold"
+        )
     raise _foreign(where, tree.get("opaque", "of an unknown kind"))
 
 

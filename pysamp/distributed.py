@@ -156,13 +156,29 @@ def gather_bytes(data: bytes, world: World) -> list[bytes]:
 class Progress(Protocol):
     def update(self, n: int) -> object: ...
 
+    def note(self, text: str) -> None:
+        """How it goes, in a few words, shown from the next update on."""
+
+
+def show_loss(bar: Progress, row: dict[str, float]) -> None:
+    """One step of a training on, with its loss, and its acceptance where there is one."""
+    accept = f", acceptance {row['accept']:.3f}" if "accept" in row else ""
+    bar.note(f"loss {row['loss']:.4g}{accept}")
+    bar.update(1)
+
 
 class _Bar(tqdm):
     monitor_interval = 0  # no watching thread: it would outlive the bar and survive a fork badly
 
+    def note(self, text: str) -> None:
+        self.set_postfix_str(text, refresh=False)
+
 
 class _Silent:
     def update(self, n: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
         pass
 
 
@@ -171,7 +187,7 @@ class _Lines:
 
     def __init__(self, total: int, name: str, done: int) -> None:
         self.total, self.name, self.done = total, name, done
-        self.last = time.monotonic()
+        self.last, self.text = time.monotonic(), ""
 
     def update(self, n: int) -> None:
         self.done += n
@@ -179,8 +195,11 @@ class _Lines:
         if now - self.last >= LINE_SECONDS:
             self.last = now
             percent = 100 * self.done // self.total
-            sys.stderr.write(f"{self.name}: {self.done} of {self.total} ({percent} %)\n")
+            sys.stderr.write(f"{self.name}: {self.done} of {self.total} ({percent} %){self.text}\n")
             sys.stderr.flush()
+
+    def note(self, text: str) -> None:
+        self.text = f", {text}"
 
 
 @contextmanager

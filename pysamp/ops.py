@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysamp import _native, energies, reference
+from pysamp import _native, couplings, energies, reference
 
 _library = torch.library.Library("pysamp", "DEF")
 
@@ -49,8 +49,9 @@ def native(
 ) -> Callable[[Callable[..., Any]], Op]:
     """Register the decorated function, kernel(module, *arguments) -> outputs, as an op.
 
-    `reference(*arguments)` defines the values, `fake` the shapes. `vjp(inputs, outputs, grads)` may
-    return the gradients of the tensor inputs, or None where it does not apply.
+    `reference(*arguments)` defines the values, `fake` the shapes. `vjp(tensors, others, outputs, grads,
+    needed)`, the arguments in two lists, may return the gradients of the tensors, or None where it does not
+    apply.
     """
     name = schema.split("(", 1)[0]
 
@@ -109,7 +110,7 @@ def _backward(
     saved = ctx.saved_tensors
     tensors, outputs = saved[: ctx.n_inputs], saved[ctx.n_inputs :]
     needed = [n for n, t in zip(ctx.needs_input_grad, ctx.is_tensor, strict=True) if t]
-    found = vjp(tensors, outputs, grads, needed) if vjp is not None else None
+    found = vjp(tensors, ctx.others, outputs, grads, needed) if vjp is not None else None
     if found is None:
         found = _reference_gradient(reference, ctx, tensors, grads, needed)
     it = iter(found)
@@ -187,8 +188,9 @@ log_uniform = native(
 
 
 def _sum32_vjp(
-    inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], grads: Any, needed: list[bool]
-) -> list[Tensor]:
+    inputs: tuple[Tensor, ...], others: list[Any], outputs: tuple[Tensor, ...], grads: Any,
+    needed: list[bool],
+) -> list[Tensor]:  # fmt: skip
     return [grads[0][:, None].expand_as(inputs[0])]
 
 
@@ -230,8 +232,9 @@ def _energy_fake(
 
 
 def _energy_vjp(
-    inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], grads: Any, needed: list[bool]
-) -> list[Tensor | None] | None:
+    inputs: tuple[Tensor, ...], others: list[Any], outputs: tuple[Tensor, ...], grads: Any,
+    needed: list[bool],
+) -> list[Tensor | None] | None:  # fmt: skip
     """The gradient of log p is the score, which is at hand; other gradients come from the reference."""
     if grads[1] is not None or needed[1]:
         return None
@@ -287,7 +290,71 @@ def logistic(
     return energy(module, "logistic", x, params, table, layout)
 
 
-CLOSE = ("mixture", "rings", "funnel", "logistic")  # equal to rounding; the others to the last bit
+# --- Flows -----------------------------------------------------------------------------------------
+
+
+@native(
+    "affine_couplings_vjp(Tensor x, Tensor params, float scale, int[] layout, bool inverse, Tensor image,"
+    " Tensor grad_image, Tensor grad_log_det, bool weights) -> (Tensor, Tensor)",
+    reference=couplings.affine_couplings_vjp,
+    fake=lambda x, params, *others: (
+        x.new_empty(x.shape),
+        params.new_empty(params.shape if others[-1] else (0,)),
+    ),
+)
+def affine_couplings_vjp(
+    module: ModuleType, x: Tensor, params: Tensor, scale: float, layout: list[int], inverse: bool,
+    image: Tensor, grad_image: Tensor, grad_log_det: Tensor, weights: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of x (n, d) and, if `weights`, of params, else (0,); on the CPU from the image alone."""
+    arguments = (params.contiguous(), scale, list(layout), inverse)
+    if x.device.type != "cpu":  # torch's own products are near the limit of a GPU at training sizes
+        return couplings.affine_couplings_vjp(
+            x, *arguments, image, grad_image, grad_log_det, weights
+        )
+    grad_x, grad_params = x.new_empty(x.shape), params.new_empty(len(params) if weights else 0)
+    tensors = (grad_image.contiguous(), grad_log_det.contiguous(), grad_x, grad_params)
+    module.affine_couplings_vjp(image.contiguous(), *arguments, *tensors)
+    return grad_x, grad_params
+
+
+def _affine_couplings_vjp(
+    inputs: tuple[Tensor, ...], others: list[Any], outputs: tuple[Tensor, ...], grads: Any,
+    needed: list[bool],
+) -> list[Tensor | None]:  # fmt: skip
+    grad_image, grad_log_det = (
+        torch.zeros_like(out) if g is None else g for g, out in zip(grads, outputs, strict=True)
+    )
+    found = affine_couplings_vjp(*inputs, *others, outputs[0], grad_image, grad_log_det, needed[1])
+    return [found[0] if needed[0] else None, found[1] if needed[1] else None]
+
+
+@native(
+    "affine_couplings(Tensor x, Tensor params, float scale, int[] layout, bool inverse)"
+    " -> (Tensor, Tensor)",
+    reference=couplings.affine_couplings,
+    fake=lambda x, params, scale, layout, inverse: (x.new_empty(x.shape), x.new_empty(x.shape[0])),
+    vjp=_affine_couplings_vjp,
+)
+def affine_couplings(
+    module: ModuleType, x: Tensor, params: Tensor, scale: float, layout: list[int], inverse: bool
+) -> tuple[Tensor, Tensor]:
+    """x (n, d) through the couplings, or back: the image (n, d) and ln det (n,)."""
+    out, log_det = x.new_empty(x.shape), x.new_empty(x.shape[0])
+    module.affine_couplings(
+        x.contiguous(), params.contiguous(), scale, list(layout), inverse, out, log_det
+    )
+    return out, log_det
+
+
+CLOSE = (
+    "mixture",
+    "rings",
+    "funnel",
+    "logistic",
+    "affine_couplings",
+    "affine_couplings_vjp",
+)  # equal to rounding; the others to the last bit
 
 # --- Self-test -------------------------------------------------------------------------------------
 
@@ -319,6 +386,14 @@ def _selftest_arguments(name: str, device: torch.device, dtype: torch.dtype) -> 
     if name == "logistic":
         prior, rows = (field(1, 3).abs() + 0.5).flatten(), energies.logistic_blocks(field(21, 5))
         return field(33, 5), torch.cat((prior, rows)), no_table, [21, 5]
+    if name.startswith("affine_couplings"):
+        shape = couplings.Shape(7, 4, 19, 2, 2, False)
+        x, params = field(33, 7), 0.3 * field(1, shape.n_parameters())[0]
+        given = x, params, 0.5, shape.layout(), True
+        if name == "affine_couplings":
+            return given
+        image, log_det = couplings.affine_couplings(*given)
+        return *given, image, image, log_det, True
     kind = torch.int32 if name == "bits" else dtype
     return torch.empty(0, dtype=kind, device=device), 3, 70, 2**40 + 5, 9, 200 << 24, 11, 3
 

@@ -39,7 +39,7 @@ EXACT = "#000000"
 N_TRACES = 4  # chains drawn; more of them hide each other
 N_POINTS = 400  # of a trace; with more of them a chain that moves fast is a block of colour
 N_EXACT = 50_000  # exact draws for a reference histogram: 1 % in a bin of weight 0.2
-MAX_EXACT = 1 << 24  # numbers of them: large fields give fewer draws, each of many sites
+MAX_EXACT = 400_000  # numbers in them: fields are drawn site by site, 3 µs each
 N_LAST = 150  # draws of a trace in which single changes of phase can be seen
 N_DOTS = 5000  # of a scatter plot
 MAX_BARS = 40  # modes with a label of their own
@@ -352,7 +352,10 @@ def _exact_draws(name: str, target: Target | None) -> np.ndarray | None:
     if not isinstance(target, HasSampler):
         return None
     size = math.prod(target.event_shape)
-    x = target.sample(max(1, min(N_EXACT, MAX_EXACT // max(1, size))), seed=0)
+    try:
+        x = target.sample(max(1, min(N_EXACT, MAX_EXACT // max(1, size))), seed=0)
+    except ValueError:  # out of reach for these parameters
+        return None
     series: Mapping[str, Tensor] = (
         target.observables(x) if isinstance(target, HasObservables) else {}
     )

@@ -32,6 +32,10 @@ STREAMS: dict[str, int] = {
     "observation": 17,
     "importance": 18,
     "diffusion": 19,
+    "proposal": 20,
+    "select": 21,
+    "ellipse": 22,
+    "training": 23,
 }
 
 _LIMIT = 1 << 32

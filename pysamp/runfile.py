@@ -13,7 +13,7 @@ that the command runs in.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import inspect
 import pkgutil
 import types
@@ -27,6 +27,7 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+from pysamp import nets, train
 from pysamp.yaml_file import Key, RunFileError, read, unknown_key, unknown_name
 
 
@@ -283,12 +284,13 @@ def _part(value: Any, key: Key) -> Any:
 
 
 def _parts() -> dict[str, Maker]:
-    """What may stand inside another object: kernels, samplers, targets and networks."""
-    networks: dict[str, Maker] = {}
-    if importlib.util.find_spec("pysamp.nets"):
-        package = importlib.import_module("pysamp.nets")
-        networks = {n: v for n, v in _public(package) if _defines(v, "forward")}
-    return {**networks, **targets(), **samplers()}
+    """What may stand inside another object: kernels, samplers, targets, networks and decays of a rate."""
+    networks: dict[str, Maker] = {
+        name: made
+        for name, made in _public(nets)
+        if _defines(made, "forward") and not inspect.isabstract(made) and made is not nets.Compose
+    }
+    return {**networks, "StepDecay": train.StepDecay, **targets(), **samplers()}
 
 
 def _adapt(hint: Any) -> Any:

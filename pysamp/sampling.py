@@ -43,9 +43,9 @@ from pysamp.target import Target, as_target
 class Sampler(Protocol):
     """A method that makes n draws at once, such as SLIPS.
 
-    What it takes besides: device and dtype; `progress`, whether to show it; `first_chain`, if its draws
-    are independent of each other, draw r being a function of the seed and of first_chain + r: several
-    processes then share them.
+    What it takes besides: device and dtype; `progress`, whether to show it; `checkpoint`, a file that it
+    goes on from if it was killed in its training; `first_chain`, if its draws are independent of each
+    other, draw r being a function of the seed and of first_chain + r: several processes then share them.
     """
 
     def sample(self, target: Target, n: int, *, seed: int) -> Samples: ...
@@ -219,6 +219,8 @@ def _independent(
             if is_main(here):
                 held.enter_context(store.lock(out, 0))
                 held.enter_context(store.noting_failure(out))
+                if "checkpoint" in takes:
+                    given["checkpoint"] = store.checkpoint_file(out, "training")
         begin = time.perf_counter()
         if isinstance(sampler, Learned) and not sampler.fitted:
             sampler.fit(target, seed=seed)

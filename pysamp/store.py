@@ -214,7 +214,9 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 def save_checkpoint(path: str | os.PathLike, part: int, checkpoint: Checkpoint) -> None:
     content = encode(checkpoint)
     with _full_disk(Path(path), _SAFE):
-        replace_file(_checkpoint_file(path, part), lambda temporary: temporary.write_bytes(content))
+        replace_file(
+            checkpoint_file(path, f"rank{part}"), lambda temporary: temporary.write_bytes(content)
+        )
 
 
 def load_checkpoint(path: str | os.PathLike, part: int) -> Checkpoint | None:
@@ -222,7 +224,7 @@ def load_checkpoint(path: str | os.PathLike, part: int) -> Checkpoint | None:
 
     Raises ValueError if it is damaged, or if the manifest was changed since it was written.
     """
-    file = _checkpoint_file(path, part)
+    file = checkpoint_file(path, f"rank{part}")
     if not file.exists():
         return None
     content = file.read_bytes()
@@ -248,8 +250,8 @@ def load_start(path: str | os.PathLike) -> Tensor | None:
     return read_tensors(file)[0]["x0"] if file.exists() else None
 
 
-def _checkpoint_file(path: str | os.PathLike, part: int) -> Path:
-    return Path(path) / "checkpoint" / f"rank{part}.safetensors"
+def checkpoint_file(path: str | os.PathLike, name: str) -> Path:
+    return Path(path) / "checkpoint" / f"{name}.safetensors"
 
 
 @dataclass(frozen=True, eq=False)

@@ -316,6 +316,7 @@ def _facts(samples: Samples, target: Target | None, notes: list[str]) -> dict[st
         spread = {"min": float(accept.min()), "q5": q5, "median": q50, "q95": q95}
         facts["accept_spread"] = {**spread, "max": float(accept.max())}
         facts["chains_never_accepted"] = int((accept == 0).sum())
+    facts |= verdict.flow_facts(info)
     if "swap_accept" in info:  # (n_chains, n_rungs - 1)
         facts["swap_accept"] = torch.as_tensor(info["swap_accept"]).double().mean(0).tolist()
     if "log_z" in facts and _has(target, HasLogZ):
@@ -339,6 +340,7 @@ def _title(samples: Samples, target: Target | None) -> str:
 
 # ------------------------------------------------------------------------------------- text
 _COLUMNS = (("sd", 9), ("q5", 10), ("q50", 10), ("q95", 10), ("ess_bulk", 8), ("ess_tail", 8))
+_FLOW = (("flow_accept", "accept"), ("local_accept", "local"), ("mc_ess", "ESS of candidates"))
 _SHORT = {  # names that the first column has no room for
     "magnetisation": "m",
     "|magnetisation|": "|m|",
@@ -372,15 +374,12 @@ def _lines(summary: Summary) -> Iterator[str]:
         yield f"{'' if i else 'derived':<11} {row['name']:<20}{value}"
     if "accept" in facts:
         spread = facts["accept_spread"]
-        keys = (
-            ("min", "min"),
-            ("q5", "5 %"),
-            ("median", "median"),
-            ("q95", "95 %"),
-            ("max", "max"),
-        )
-        inner = ", ".join(f"{label} {spread[key]:.3f}" for key, label in keys)
+        labels = ("min", "5 %", "median", "95 %", "max")
+        inner = ", ".join(f"{label} {x:.3f}" for label, x in zip(labels, spread.values()))
         yield f"accept      {facts['accept']:.3f}   over chains: {inner}"
+    if "flow_accept" in facts:
+        named = [f"{label} {_number(facts[key])}" for key, label in _FLOW if key in facts]
+        yield "flow        " + "   ".join(named)
     if "swap_accept" in facts:
         swaps = ", ".join(f"{accept:.2f}" for accept in facts["swap_accept"])
         yield from textwrap.wrap(

@@ -19,7 +19,14 @@ from pysamp.samples import Samples, join_tensors, split_tensors
 
 COSTS = ("evaluations", "gradients", "local_moves")
 PER_DRAW = ("accept", "step_size")  # of what samplers of independent draws report
-COUNTS = ("nonfinite", *COSTS)  # summed over the steps; whatever else an Info reports is averaged
+MOVES = ("flow_moves", "local_steps")  # of a kernel that mixes two kinds of transitions
+COUNTS = (
+    "nonfinite",
+    *MOVES,
+    *COSTS,
+)  # summed over the steps; else an Info reports means over them,
+# or over those of one kind only, whose number it reports, too
+MEAN_OVER = {"flow_accept": "flow_moves", "mc_ess": "flow_moves", "local_accept": "local_steps"}
 
 
 @dataclass
@@ -33,13 +40,20 @@ class Tally:
 
     def add(self, values: dict[str, Tensor], steps: int) -> None:
         """Add the report of `steps` steps: counts as they are, all else as a mean over them."""
-        for key, value in values.items():
-            term = value.detach().to("cpu", torch.float64) * (1 if key in COUNTS else steps)
+        told = {k: value.detach().to("cpu", torch.float64) for k, value in values.items()}
+        for key, value in told.items():
+            over = told.get(MEAN_OVER.get(key, ""), steps)
+            term = value if key in COUNTS else value * over
             self.sums[key] = self.sums[key] + term if key in self.sums else term
         self.steps += steps
 
     def means(self) -> dict[str, Tensor]:
-        return {k: v if k in COUNTS else v / max(1, self.steps) for k, v in self.sums.items()}
+        """Counts, and means; NaN of what never happened."""
+        found = {}
+        for key, value in self.sums.items():
+            over = self.sums.get(MEAN_OVER.get(key, ""), max(1, self.steps))
+            found[key] = value if key in COUNTS else value / over
+        return found
 
 
 def merge_info(counts: list[int], tallies: list[Tally]) -> dict[str, Any]:

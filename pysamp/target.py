@@ -35,6 +35,7 @@ from pysamp.capabilities import (
     HasValueAndScore,
     HasZeroMeans,
     NativeEnergy,
+    Proposal,
     Target,
 )
 
@@ -59,6 +60,7 @@ __all__ = [
     "HasValueAndScore",
     "HasZeroMeans",
     "NativeEnergy",
+    "Proposal",
     "Target",
     "Tempered",
     "Tilted",

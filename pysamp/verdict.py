@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     from pysamp.samples import Samples
 
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 RHAT_GOOD, MIN_ESS = 1.01, 400
 RHAT_BAD = 1.1  # Gelman and Rubin's: chains disagree as a whole, they are not merely short
 LOW_ACCEPT = 0.05  # the best scalings accept 0.23 to 0.65; at 0.05 nearly all work is thrown away
+LOW_FLOW_ACCEPT = (
+    0.01  # a chain then takes one proposal of the flow in a hundred: it is not one of many
+)
+MIN_FLOW_MOVES = 100  # before a single chain is held against it
 LOW_SWAP = 0.02  # a copy then crosses the pair once in 100 turns, and the ladder is cut in two
 Z_LIMIT = 4.0  # standard errors: 6e-5 by chance for one weight, so 100 modes raise few alarms
 MIN_EXPECTED = 10.0  # draws due to a mode before its absence is held against the sampler: e^-10
@@ -26,7 +32,7 @@ MIN_DRAWS = 4  # per chain, below which autocorrelation and R-hat are undefined
 
 def notes(samples: Samples) -> list[str]:
     notes = [str(note) for note in samples.info.get("notes", [])]
-    if samples.info.get("sampler") == "ULA":
+    if samples.info.get("unadjusted") or samples.info.get("sampler") == "ULA":
         notes.append(
             "ULA has no accept/reject step: its draws have a bias that grows with the step size "
             "and that no number here shows"
@@ -44,9 +50,12 @@ def judge_proposals(facts: dict[str, Any], samples: Samples) -> Iterator[str]:
     nonfinite = int(facts.get("nonfinite", 0))
     if "accept" in facts:
         never = facts["chains_never_accepted"]
+        independent = "flow_accept" in facts and "local_accept" not in facts
         if facts["accept"] == 0:
             if nonfinite:
                 cause = f"log_prob was NaN or +inf at {nonfinite} proposals: check the target"
+            elif independent:
+                cause = "the proposal is nowhere near the target"
             else:
                 cause = "the step size or width is much too large"
             yield f"no proposal was ever accepted (acceptance 0): {cause}"
@@ -55,11 +64,14 @@ def judge_proposals(facts: dict[str, Any], samples: Samples) -> Iterator[str]:
                 f"{never} of {samples.n_chains} chains never accepted a proposal: they still stand "
                 "where sampling began"
             )
+        elif independent:
+            pass  # judged below, by a limit of its own
         elif not facts["accept"] >= LOW_ACCEPT and not _without_scale(samples):
             yield (
                 f"acceptance is only {facts['accept']:.2g}: the step size or width is too large, "
                 "or the proposal is far from the target"
             )
+    yield from _judge_flow(facts, samples)
     if "swap_accept" in facts:
         least = min(facts["swap_accept"])
         rung = facts["swap_accept"].index(least)
@@ -70,6 +82,47 @@ def judge_proposals(facts: dict[str, Any], samples: Samples) -> Iterator[str]:
             )
     if nonfinite:
         yield f"{nonfinite} proposals had log_prob NaN or +inf and were rejected: check the target"
+
+
+def flow_facts(info: dict[str, Any]) -> dict[str, Any]:
+    """Of a run with global moves: the mean acceptances of both kinds of moves, and the chains that take
+    nearly none of the global ones."""
+    values = {
+        key: torch.as_tensor(info[key]).double()
+        for key in ("flow_accept", "local_accept", "mc_ess")
+        if key in info
+    }
+    facts: dict[str, Any] = {key: float(value.mean()) for key, value in values.items()}
+    if "flow_accept" not in facts or math.isnan(facts["flow_accept"]):  # none was made
+        return {}
+    moves = torch.as_tensor(info.get("flow_moves", 0.0)).double()
+    few = (values["flow_accept"] < LOW_FLOW_ACCEPT) & (moves >= MIN_FLOW_MOVES)
+    return {**facts, "chains_of_low_flow_accept": int(few.sum())}
+
+
+def _judge_flow(facts: dict[str, Any], samples: Samples) -> Iterator[str]:
+    """Global moves that are hardly ever taken: the chains are then as apart as without them. And local
+    moves of mixtures, whose share of the acceptance would not show."""
+    local = facts.get("local_accept", math.nan)
+    if local < LOW_ACCEPT:
+        yield (
+            f"the local moves are accepted with probability {local:.2g} only: their step size is too large "
+            "or their masses are wrong"
+        )
+    accept = facts.get("flow_accept", math.nan)
+    if accept < LOW_FLOW_ACCEPT:
+        yield (
+            f"the flow's proposals are accepted with probability {accept:.2g} only, below "
+            f"{LOW_FLOW_ACCEPT}: they carry nothing between modes; train the flow longer, with walkers "
+            "in every mode, use more candidates (ISIR, Ex2MCMC with a larger n), or, for one mode, Neutra "
+            "or TransportSlice, which need no such acceptance"
+        )
+    elif few := facts.get("chains_of_low_flow_accept", 0):
+        yield (
+            f"{few} of {samples.n_chains} chains accept the flow's proposals with probability below "
+            f"{LOW_FLOW_ACCEPT}: they stand where the flow has far too little density; train it on "
+            "walkers that have been there"
+        )
 
 
 def _without_scale(samples: Samples) -> bool:

@@ -3,6 +3,7 @@
 // can be wrong without a device (indices, strides, reductions, who stores, who waits), not speed.
 // A thread that ends while others wait at a barrier is reported: on a GPU it would hang or be undefined.
 #pragma once
+#include <math.h>  // fmaf and fma: nvcc knows them
 #include <ucontext.h>
 
 #include <cstdint>

@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from pysamp import energies, reference
+from pysamp import couplings, energies, reference
 
 LEVEL = {
     "bits": "equal",
@@ -23,6 +23,8 @@ LEVEL = {
     "rings": "close",
     "funnel": "close",
     "logistic": "close",
+    "affine_couplings": "close",
+    "affine_couplings_vjp": "close",
 }
 
 
@@ -188,6 +190,57 @@ def _logistic(device, dtype):
     yield "far out", (200 * noise(6, 4, device, dtype), *parameters(9, 4), [9, 4])
 
 
+def _couplings(device, dtype):
+    def given(n, sizes, inverse, label):
+        shape = couplings.Shape(
+            *sizes
+        )  # dim, couplings, hidden, hidden layers, networks, alternate
+        weights = noise(1, shape.n_parameters(), device, dtype, step=1)[0] / shape.hidden**0.5
+        x = noise(n, shape.dim, device, dtype)
+        return f"{label}, inverse={inverse}", (x, weights, 0.5, shape.layout(), inverse)
+
+    for label, n, sizes in [
+        ("typical", 5, (3, 2, 4, 2, 2, False)),
+        ("joint", 33, (6, 4, 19, 1, 1, False)),
+        ("alternate", 20, (7, 3, 8, 2, 2, True)),
+        ("joint and alternate", 18, (5, 4, 13, 3, 1, True)),
+        ("three hidden layers", 18, (8, 2, 9, 3, 2, False)),
+        ("two coordinates, one unit", 9, (2, 2, 1, 1, 1, False)),
+        ("one coupling", 7, (3, 1, 5, 1, 2, True)),
+        ("one point", 1, (9, 4, 20, 2, 2, False)),
+        ("no points", 0, (4, 2, 6, 1, 2, False)),
+    ]:
+        for inverse in (False, True):
+            yield given(n, sizes, inverse, label)
+    yield given(50, (64, 2, 128, 2, 1, False), False, "wide and joint")
+    yield given(3, (41, 2, 300, 1, 2, True), True, "wide and separate")
+    # around one, two and three vectors of every kind, and into a second tile
+    for n in (2, 3, 4, 7, 8, 12, 15, 16, 17, 24, 25, 31, 33, 47, 48, 49, 97):
+        yield given(n, (5, 2, 11, 2, 2, False), n % 3 == 0, f"{n} points")
+    shape = couplings.Shape(3, 2, 7, 2, 2, False)
+    weights = noise(2, shape.n_parameters(), device, dtype, step=1).T[:, 0] / 3
+    x = noise(10, 9, device, dtype)
+    yield "strided", (x[::2, ::3], weights, 0.5, shape.layout(), False)
+    x = 30 * x[:, :3].contiguous()  # where tanh is 1
+    yield "far out", (x, 3 * weights, 0.5, shape.layout(), False)
+
+
+def _couplings_vjp(device, dtype):
+    for number, (label, arguments) in enumerate(_couplings(device, dtype)):
+        n, d = arguments[0].shape
+        image, _ = couplings.affine_couplings(*arguments)
+        of_image = noise(n, d, device, dtype, step=2)
+        of_log_det = noise(1, n, device, dtype, step=3)[0]
+        if label == "strided":
+            of_image = noise(2 * n, 2 * d, device, dtype, step=2)[::2, ::2]
+            of_log_det = noise(n, 3, device, dtype, step=3)[:, 1]
+        # far out the sums over points are large, and so is their rounding
+        both = number < 6 or label == "strided"
+        for weights in (True, False) if both else (label != "far out",):
+            given = (*arguments, image, of_image, of_log_det, weights)
+            yield f"{label}, weights={weights}", given
+
+
 SAMPLES = {
     "bits": _bits,
     "uniform": _random,
@@ -201,4 +254,6 @@ SAMPLES = {
     "rings": _rings,
     "funnel": _funnel,
     "logistic": _logistic,
+    "affine_couplings": _couplings,
+    "affine_couplings_vjp": _couplings_vjp,
 }

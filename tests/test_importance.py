@@ -144,7 +144,8 @@ def test_a_narrow_proposal_is_called_out():
 
 def test_proposals_that_do_not_fit_are_refused():
     with pytest.raises(
-        TypeError, match="proposal must have event_shape, log_prob and sample, got int"
+        TypeError,
+        match=r"proposal must be a flow or have event_shape, log_prob and sample.*got int",
     ):
         Importance(3)
     with pytest.raises(ValueError, match=r"events \(2,\), the target \(1,\)"):

@@ -6,10 +6,13 @@ from op_samples import LEVEL, SAMPLES, noise
 from torch.library import opcheck
 
 import pysamp
-from pysamp import _native, ops
+from pysamp import _native, couplings, ops
 
 NAMES = sorted(ops.TABLE)
-DIFFERENTIABLE = ["funnel", "logistic", "mixture", "phi4", "rings", "soft", "spins", "sum32"]
+DIFFERENTIABLE = [
+    "affine_couplings", "affine_couplings_vjp", "funnel", "logistic", "mixture", "phi4", "rings",
+    "soft", "spins", "sum32",
+]  # fmt: skip
 
 
 def as_tuple(value):
@@ -64,16 +67,22 @@ def test_gradients(name, device):
         arguments[2:] = arguments[2][:0], [3, 2, 1, 2]
     if name != "sum32":
         arguments[1] = arguments[1].clone().requires_grad_(True)
+    if name == "affine_couplings_vjp":
+        arguments[6:8] = (a[:2].clone().requires_grad_(True) for a in arguments[6:8])
     wanted = [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]
 
     def call(*values):
         it = iter(values)
-        return ops.TABLE[name](
-            *(next(it) if isinstance(a, torch.Tensor) and a.requires_grad else a for a in arguments)
-        )
+        given = [
+            next(it) if isinstance(a, torch.Tensor) and a.requires_grad else a for a in arguments
+        ]
+        if name == "affine_couplings_vjp":  # the kernel reads the image in place of x
+            given[5] = couplings.affine_couplings(*given[:5])[0].detach()
+        return ops.TABLE[name](*given)
 
     assert torch.autograd.gradcheck(call, wanted)
-    assert torch.autograd.gradgradcheck(call, wanted)
+    if name != "affine_couplings_vjp":  # a derivative already
+        assert torch.autograd.gradgradcheck(call, wanted)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,6 +97,8 @@ def test_opcheck(name, dtype):
 @pytest.mark.parametrize("backend", ["native", "torch"])
 def test_compiles_without_a_graph_break(name, backend):
     """torch.compile(fullgraph=True), with a backward pass where there is one."""
+    if (name, backend) == ("affine_couplings_vjp", "torch"):
+        pytest.skip("a gradient of its own: in pure torch autograd has it, and nothing calls this")
     torch._dynamo.reset()
     arguments = list(first_sample(name))
     if name in DIFFERENTIABLE:
@@ -155,6 +166,54 @@ def test_sizes_that_disagree(native, device):
     x, params, table, layout = first_sample("mixture", device)
     with pytest.raises(ValueError, match="mixture: params: expected"):
         ops.mixture(x, params[:-1], table, layout)
+
+
+def test_sizes_of_couplings_that_disagree(native, device):
+    x, params, scale, layout, inverse = first_sample("affine_couplings", device)
+
+    def refuses(words, *changed):
+        with pytest.raises(ValueError, match=f"affine_couplings: {words}"):
+            ops.affine_couplings(*changed)
+
+    refuses("expected 150 weights, got 149", x, params[:-1], scale, layout, inverse)
+    refuses("expected events of 3 numbers, got 2", x[:, :2], params, scale, layout, inverse)
+    refuses("layout must hold 6 numbers", x, params, scale, layout[:5], inverse)
+    for position, bad in ((0, 1), (1, 0), (2, 0), (3, 0), (4, 0), (4, 3)):
+        wrong = [bad if k == position else v for k, v in enumerate(layout)]
+        refuses(
+            "layout must have dim > 1, couplings, .* 1 or 2 networks",
+            x,
+            params,
+            scale,
+            wrong,
+            inverse,
+        )
+    refuses("expected a tensor of rank 1, got shape", x, params[None], scale, layout, inverse)
+    if device.type == "cpu":
+        given = list(first_sample("affine_couplings_vjp", device))
+        for position in (5, 6, 7):  # the image, its gradient, that of ln det
+            wrong = [a[:-1] if k == position else a for k, a in enumerate(given)]
+            with pytest.raises(ValueError, match="images and ln det must have the sizes of x"):
+                ops.affine_couplings_vjp(*wrong)
+
+
+def test_derivatives_of_one_output_of_couplings(device):
+    """The gradient of the image alone and of ln det alone; of points alone and of weights alone."""
+    x, params, *others = first_sample("affine_couplings", device)
+    for which in (0, 1):
+        for leaves in ((True, True), (True, False), (False, True)):
+            given = [
+                t.clone().requires_grad_(wanted)
+                for t, wanted in zip((x, params), leaves, strict=True)
+            ]
+            out = (
+                call(*given, *others)[which]
+                for call in (ops.affine_couplings, couplings.affine_couplings)
+            )
+            wanted = [t for t in given if t.requires_grad]
+            found, expected = (torch.autograd.grad(o.sin().sum(), wanted) for o in out)
+            torch.testing.assert_close(found, expected)
+            assert all(bool(g.any()) for g in expected)
 
 
 @pytest.mark.gpu

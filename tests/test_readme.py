@@ -1,9 +1,11 @@
 """The README does what it says: its Python blocks run, its commands are those that CI reads from it."""
 
+import functools
 import pathlib
 import re
 
 import pytest
+import torch
 
 import pysamp as ps
 
@@ -21,11 +23,19 @@ def blocks(text):
     return re.findall(r"```python\n(.*?)```", text, flags=re.S)
 
 
+class Quiet:
+    """pysamp, whose `sample` shows no progress."""
+
+    sample = staticmethod(functools.partial(ps.sample, progress=False))
+
+    def __getattr__(self, name):
+        return getattr(ps, name)
+
+
 def run(block):
-    """A block that has imported pysamp, without its progress lines."""
-    names = {"ps": ps}
-    block = block.replace("ps.sample(", "ps.sample(progress=False, target=")
-    exec(re.sub(r"(target=\w+, )(\w+)(?=[,)])", r"\1sampler=\2", block), names)
+    """A block that has imported torch and pysamp, without its progress lines."""
+    names = {"ps": Quiet(), "torch": torch}
+    exec(block.replace("import pysamp as ps\n", ""), names)
     return names
 
 
@@ -60,6 +70,16 @@ def test_the_block_of_samplers_runs(text):
     weights, _ = ps.metrics.mode_weights(smc, smc.target)
     assert abs(float(weights[0]) - 2 / 3) < 0.15
     assert {"SMC", "SLIPS"} == {str(r.summary()).split()[0] for r in (smc, slips)}
+
+
+def test_the_block_of_flows_runs(text):
+    """As printed, with less training and fewer draws."""
+    block = blocks(text)[3].replace("n_steps=400", "n_steps=2, n_walkers=64, batch=64, burn_in=40")
+    block = block.replace("10_000", "100").replace("x0=plus", "n_draws=20, warmup=20, x0=plus")
+    block = block.replace("print(run.summary())", "runs = [*globals().get('runs', []), run]")
+    names = run(block)
+    assert [r.info["sampler"] for r in names["runs"]] == ["IMH", "Ex2MCMC", "Neutra"]
+    assert all(r.x.shape == (64, 20, 64) for r in names["runs"])
 
 
 def test_the_commands(text):

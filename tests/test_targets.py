@@ -49,12 +49,11 @@ from pysamp.targets.mixture import (
     EightGaussians,
     GaussianMixture,
     ManyModes,
-    Rings,
     TwoModes,
 )
 from pysamp.targets.on import ON
 from pysamp.targets.phi4 import Phi4, Phi4Chain
-from pysamp.targets.toy import Checkerboard, Funnel
+from pysamp.targets.toy import Checkerboard, Funnel, Rings
 
 ROOT = Path(__file__).resolve().parents[1]
 CAPABILITIES = (

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pysamp import rng
-from pysamp.train import NonFiniteError, fit
+from pysamp.train import NonFiniteError, StepDecay, fit
 
 CENTRE = torch.tensor([1.0, -2.0, 0.5])
 
@@ -114,6 +114,90 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, ema):
     assert torch.equal(third, whole) and begun == []
 
 
+def test_rate_falls_by_gamma_every_period():
+    w, rates = parameter(), []
+    fit(
+        quadratic(w), [w], steps=25, lr=0.2, lr_decay=StepDecay(10, 0.5),
+        callback=lambda step, row: rates.append(row["lr"]),
+    )  # fmt: skip
+    assert rates == [0.2] * 10 + [0.1] * 10 + [0.05] * 5
+
+
+def test_weight_decay_is_the_l2_term_of_adam():
+    """The gradient of |w − c|² + ½ λ |w|², whose minimum is 2c/(2 + λ)."""
+    w, by_hand = parameter(), parameter()
+    fit(quadratic(w), [w], steps=300, lr=0.1, clip=None, weight_decay=0.5)
+    fit(
+        lambda step: (by_hand - CENTRE).square().sum() + 0.25 * by_hand.square().sum(), [by_hand],
+        steps=300, lr=0.1, clip=None,
+    )  # fmt: skip
+    assert torch.allclose(w, by_hand, atol=1e-6)
+    assert torch.allclose(w.detach(), 2 * CENTRE / 2.5, atol=1e-3)
+
+
+class Walk:
+    """Points that drift along with the steps, and are fitted where they are."""
+
+    def __init__(self):
+        self.at = torch.zeros(3)
+
+    def loss(self, w):
+        def loss(step):
+            noise = rng.normal((1, 3), seed=5, stream="user", step=step)[0]
+            self.at = 0.9 * self.at + 0.1 * CENTRE + 0.1 * noise
+            return (w - self.at).square().sum()
+
+        return loss
+
+    def tensors(self):
+        return {"at": self.at}
+
+    def restore(self, tensors):
+        self.at = tensors["at"]
+
+
+@pytest.mark.parametrize("stop_at", [24, 27, 34])
+def test_what_is_carried_goes_on_where_it_was(tmp_path, stop_at):
+    how = {"steps": 40, "lr": 0.05, "every": 7, "identity": {"target": "walk"}}
+
+    def stop(step, row):
+        if step == stop_at:
+            raise StopHereError
+
+    walk, whole = Walk(), parameter()
+    expected = fit(walk.loss(whole), [whole], carry=walk, **how)
+    file = tmp_path / "c"
+    broken, w = Walk(), parameter()
+    with pytest.raises(StopHereError):
+        fit(broken.loss(w), [w], carry=broken, checkpoint=file, callback=stop, **how)
+    other, again = Walk(), parameter()
+    found = fit(other.loss(again), [again], carry=other, checkpoint=file, **how)
+    assert torch.equal(again, whole) and torch.equal(other.at, walk.at)
+    assert torch.equal(found.loss, expected.loss)
+    assert float(walk.at.norm()) > 0.5
+    how["identity"] = {"target": "another"}
+    with pytest.raises(ValueError, match="target = walk there, another here"):
+        fit(Walk().loss(again), [again], carry=Walk(), checkpoint=file, **how)
+
+
+def test_a_training_that_is_stopped_is_over_for_good(tmp_path):
+    file = tmp_path / "c"
+    how = {"steps": 40, "lr": 0.05, "lr_decay": None, "every": 10}
+    w = parameter()
+    found = fit(quadratic(w), [w], checkpoint=file, stop=lambda step, row: step == 24, **how)
+    assert found.stopped and found.steps == 25
+    again, begun = parameter(), []
+    read = fit(quadratic(again), [again], checkpoint=file,
+               callback=lambda step, row: begun.append(step), **how)  # fmt: skip
+    assert read.stopped and read.steps == 25 and begun == []
+    assert torch.equal(again, w) and torch.equal(read.loss, found.loss)
+    # one that ends at the last step anyway was not stopped; a progress bar may return anything
+    last = fit(
+        quadratic(w), [w], callback=lambda step, row: True, stop=lambda step, row: step == 39, **how
+    )
+    assert not last.stopped and last.steps == 40
+
+
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     w = parameter()
     fit(quadratic(w), [w], steps=5, checkpoint=tmp_path / "c")
@@ -182,6 +266,7 @@ def test_training_works_under_no_grad():
         ({"every": 0}, "every must be a positive int, got 0"),
         ({"lr": -1.0}, "lr must be positive and finite, got -1.0"),
         ({"lr_decay": "linear"}, "got 'linear'"),
+        ({"weight_decay": -0.1}, "weight_decay must be finite and not negative, got -0.1"),
         ({"clip": 0.0}, "clip must be positive or None, got 0.0"),
         ({"ema": 1.0}, r"ema must lie in \(0, 1\) or be None, got 1.0"),
     ],
@@ -190,6 +275,26 @@ def test_bad_arguments_are_named(change, message):
     w = parameter()
     with pytest.raises(ValueError, match=message):
         fit(quadratic(w), [w], **({"steps": 2} | change))
+
+
+def test_bad_decays_are_named():
+    with pytest.raises(ValueError, match="period must be a positive int, got 0"):
+        StepDecay(0, 0.5)
+    with pytest.raises(ValueError, match=r"gamma must lie in \(0, 1\], got 1.5"):
+        StepDecay(10, 1.5)
+
+
+def test_a_checkpoint_of_another_network_says_so_in_a_line(tmp_path):
+    def net(width):
+        return torch.nn.Sequential(*[torch.nn.Linear(width, width) for _ in range(5)])
+
+    def loss(model):
+        return lambda step: sum(p.square().sum() for p in model.parameters())
+
+    small, large = net(2), net(3)
+    fit(loss(small), small, steps=2, checkpoint=tmp_path / "c")
+    with pytest.raises(ValueError, match=r"0.bias is \(2,\) there, \(3,\) here.*; and 6 more$"):
+        fit(loss(large), large, steps=2, checkpoint=tmp_path / "c")
 
 
 def test_bad_losses_and_parameters_are_named():

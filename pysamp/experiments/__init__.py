@@ -28,7 +28,14 @@ from pysamp.summary import jsonable
 
 __all__ = ["find", "names", "reproduce", "text", "title"]
 
-_PLUMBING = ("base", "scaling", "slips/common")
+_PLUMBING = (
+    "base",
+    "scaling",
+    "slips/common",
+    "flow_mcmc/common",
+    "flow_mcmc/learned",
+    "flow_mcmc/plane",
+)
 
 
 def names() -> list[str]:

@@ -8,6 +8,10 @@ of Hoffman and Gelman, JMLR 15, 1593 (2014); δ is the acceptance aimed at, α_t
 
 One scale serves all chains, or all entries of one group (a rung of a ladder). The mean is taken in
 float64 over all chains in their global order, so any number of processes finds the same bits.
+
+Inverse masses are the variances of all n draws of a window, drawn to a small number as in Stan,
+σ² n/(n + 5) + 10⁻³ · 5/(n + 5) (Carpenter et al., J. Stat. Softw. 76, 2017, doi 10.18637/jss.v076.i01);
+after each window but the last the search for a scale starts anew.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import torch
 from torch import Tensor
 
 from pysamp.mcmc.base import Info, Kernel, State, Tunable, replace
+from pysamp.mcmc.hmc import HasMasses
 from pysamp.mcmc.metropolis import Bounded, needs_scale
 from pysamp.target import Target
 
@@ -29,6 +34,7 @@ LOWEST, HIGHEST = 1e-14, 1e8  # scales tried, relative to the initial one
 STUCK = 0.01  # mean acceptance of a chain over a few steps, below which it stands still
 REST = 3  # the last third of a warm-up runs at the scale found
 BLOCK = 32  # steps of one fused call where nothing is adapted
+PRIOR_DRAWS, PRIOR_VARIANCE = 5, 1e-3  # what a variance is drawn to, of few draws more than of many
 
 
 @dataclass(frozen=True)
@@ -108,13 +114,16 @@ def warm_up(
     acceptance aimed at; chains that started where this scale is too large to move are freed by
     smaller ones, as they would not be seen in a mean over chains; dual averaging goes on from there,
     beginning afresh in windows that double in length, to forget the way in from the starting points;
-    and the last third of the steps runs at the averaged scale. A ladder is spaced anew at the end of
-    each window but the last.
+    and the last third of the steps runs at the averaged scale. A ladder is spaced anew, and masses are
+    set, at the end of each window but the last. Of a kernel that mixes global moves with local ones, the
+    acceptance is that of the local ones ("local_accept" of its `Info.extra`); steps without any teach
+    nothing.
 
     gather: rows of this process -> rows of all processes in global order; None for one process.
     progress: called with the number of steps just made.
     The report: "steps"; "accept", the mean acceptance in the last third; "scale", if one was found:
-    a float, or a list with one for each group; "swap_accept" (a list) and "ladder" of a ladder.
+    a float, or a list with one for each group; "swap_accept" (a list) and "ladder" of a ladder;
+    "inverse_mass" (a list), if masses were adapted.
 
     Raises ValueError where a scale is to be found in 0 steps, RuntimeError where none was found.
     """
@@ -128,17 +137,24 @@ def warm_up(
         )
     run = _Run(target, state, gather or (lambda rows: rows), progress or (lambda n: None))
     respace = isinstance(kernel, Respacing) and kernel.respaces
+    masses = isinstance(kernel, HasMasses) and kernel.adapts_masses
     report: dict[str, Any] = {"steps": n_steps}
-    n_adapt = n_steps - n_steps // REST if tune or respace else 0
+    n_adapt = n_steps - n_steps // REST if tune or respace or masses else 0
+    run.moments = _Moments() if masses else None
     if tune:
         kernel, found = _adapt(kernel, run, n_adapt, respace)
         report["scale"] = float(found) if found.ndim == 0 else found.tolist()
-    elif respace:
+    else:
         for end in _windows(n_adapt):
             while run.done < end:
-                run.swaps.append(run.mean(run.step(kernel).extra["swap_accept"]))
+                info = run.step(kernel)
+                if respace:
+                    run.swaps.append(run.mean(info.extra["swap_accept"]))
             if end < n_adapt:
-                _respace(kernel, run)
+                _end_of_window(kernel, run, respace)
+    if run.moments is not None:
+        report["inverse_mass"] = run.moments.last
+        run.moments = None
     _rest(kernel, run, n_steps, report)
     accept = report.get("accept")
     if tune and accept == 0:
@@ -162,12 +178,15 @@ class _Run:
     ) -> None:
         self.target, self.state, self.gather, self.progress = target, state, gather, progress
         self.done = 0
+        self.moments: _Moments | None = None  # of the points of a window, where masses are adapted
         self.swaps: list[Tensor] = []  # swap acceptance (n_rungs − 1,) of the steps of a window
 
     def step(self, kernel: Kernel, n: int = 1) -> Info:
         self.state, info = kernel.step(self.target, self.state, n)
         self.done += n
         self.progress(n)
+        if self.moments is not None and isinstance(kernel, HasMasses):
+            self.moments.add(kernel.coordinates(self.state))
         return info
 
     def mean(self, values: Tensor) -> Tensor:
@@ -179,7 +198,7 @@ class _Run:
     def accept(self, kernel: Kernel, info: Info) -> Tensor:
         """Mean acceptance: (), or one for each group (k,)."""
         if _tunable(kernel).groups(self.state) is None:
-            return self.mean(info.accept)
+            return self.mean(_accept(info))
         return _means(*self.by_group(kernel, info))
 
     def least_accept(self, kernel: Kernel, info: Info) -> Tensor:
@@ -193,10 +212,45 @@ class _Run:
         """Acceptance of every chain, and the group (0 if there is one) that it belongs to."""
         ids = _tunable(kernel).groups(self.state)
         if ids is None:
-            rows = self.gather(info.accept).cpu()
+            rows = self.gather(_accept(info)).cpu()
             return rows, torch.zeros(len(rows), dtype=torch.int64)
-        values = info.extra.get("rung_accept", info.accept)  # of the shape of ids
+        values = info.extra.get("rung_accept", _accept(info))  # of the shape of ids
         return self.gather(values).cpu(), self.gather(ids).cpu()
+
+
+class _Moments:
+    """Sums over the points of a window, of every chain apart: gathered, they add up in one order."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sums: list[Tensor] = []  # Σ x and Σ x² (n_chains, d), float64
+        self.last: list[float] | None = None  # the variances set
+
+    def add(self, x: Tensor) -> None:
+        x = x.detach().flatten(1).double()
+        new = [x, x * x]
+        self.sums = [a + b for a, b in zip(self.sums, new, strict=True)] if self.count else new
+        self.count += 1
+
+    def variance(self, gather: Callable[[Tensor], Tensor]) -> Tensor:
+        """Of all chains and steps of the window (d,), on the CPU; and forget them."""
+        first, second = (gather(rows).cpu() for rows in self.sums)
+        n = self.count * len(first)
+        mean = first.sum(0) / n
+        variance = (second.sum(0) / n - mean * mean).clamp_min(0)
+        variance = (variance * n + PRIOR_VARIANCE * PRIOR_DRAWS) / (n + PRIOR_DRAWS)
+        self.count, self.sums, self.last = 0, [], variance.tolist()
+        return variance
+
+
+def _accept(info: Info) -> Tensor:
+    """The acceptance that a scale answers for (n_chains,)."""
+    return info.extra.get("local_accept", info.accept)
+
+
+def _n_judged(info: Info, n: int) -> int:
+    """Of n steps, those that have such an acceptance."""
+    return int(info.extra["local_steps"].max()) if "local_steps" in info.extra else n
 
 
 def _means(values: Tensor, ids: Tensor) -> Tensor:
@@ -227,12 +281,12 @@ def _set(kernel: Kernel, run: _Run, scale: Tensor) -> Kernel:
     return _tunable(kernel).with_scale(rows)
 
 
-def _try(kernel: Kernel, run: _Run, scale: Tensor) -> Tensor:
-    """One step at `scale`: its mean acceptance, of the same shape."""
+def _try(kernel: Kernel, run: _Run, scale: Tensor) -> Tensor | None:
+    """One step at `scale`: its mean acceptance, of the same shape; None where the step has none."""
     info = run.step(_set(kernel, run, scale))
     if isinstance(kernel, Respacing) and kernel.respaces:
         run.swaps.append(run.mean(info.extra["swap_accept"]))
-    return run.accept(kernel, info)
+    return run.accept(kernel, info) if _n_judged(info, 1) else None
 
 
 def _adapt(kernel: Kernel, run: _Run, n: int, respace: bool) -> tuple[Kernel, Tensor]:
@@ -252,10 +306,12 @@ def _adapt(kernel: Kernel, run: _Run, n: int, respace: bool) -> tuple[Kernel, Te
     for end in _windows(n):
         averaging = DualAveraging.start(scale, delta)
         while run.done < end:
-            averaging = averaging.update(_try(kernel, run, averaging.scale)).clamp(low, high)
+            accept = _try(kernel, run, averaging.scale)
+            if accept is not None:
+                averaging = averaging.update(accept).clamp(low, high)
         scale = averaging.averaged.clamp(low, high)
-        if respace and end < n:
-            _respace(kernel, run)
+        if end < n and _end_of_window(kernel, run, respace):
+            scale = _search(kernel, run, n - run.done, scale, delta, low, high)
     return _set(kernel, run, scale), scale
 
 
@@ -266,6 +322,8 @@ def _search(
     up: Tensor | None = None
     for _ in range(n):
         accept = _try(kernel, run, scale)
+        if accept is None:
+            continue
         above = accept > delta
         up = above if up is None else up
         searching = above == up
@@ -292,10 +350,22 @@ def _free(kernel: Kernel, run: _Run, n: int, scale: Tensor, low: float) -> None:
     while run.done + block <= n // 4:
         tried = (scale / SEARCH_FACTOR**divisions).clamp_min(low)
         info = run.step(_set(kernel, run, tried), block)
+        if not _n_judged(info, block):
+            continue
         still = run.least_accept(kernel, info) < STUCK
         if not bool((still | (divisions > 0)).any()):
             break
         divisions = torch.where(still, divisions + 1, 0.0)
+
+
+def _end_of_window(kernel: Kernel, run: _Run, respace: bool) -> bool:
+    """Space a ladder anew, set masses; whether the scale must be searched again."""
+    if respace:
+        _respace(kernel, run)
+    if run.moments is None or not run.moments.count or not isinstance(kernel, HasMasses):
+        return False
+    run.state = kernel.with_variance(run.state, run.moments.variance(run.gather))
+    return True
 
 
 def _respace(kernel: Kernel, run: _Run) -> None:
@@ -307,18 +377,19 @@ def _respace(kernel: Kernel, run: _Run) -> None:
 
 def _rest(kernel: Kernel, run: _Run, n_steps: int, report: dict[str, Any]) -> None:
     """The steps that are left, at a fixed scale; their acceptance goes into the report."""
-    total, left = 0.0, n_steps - run.done
+    total, judged, left = 0.0, 0, n_steps - run.done
     swaps: Tensor | float = 0.0
     while run.done < n_steps:
         n = min(BLOCK, n_steps - run.done)
         info = run.step(kernel, n)
-        total += n * float(run.mean(info.accept))
+        m = _n_judged(info, n)
+        total, judged = total + m * float(run.mean(_accept(info))), judged + m
         if "swap_accept" in info.extra:
             swaps = swaps + n * run.mean(info.extra["swap_accept"])
-    if left:
-        report["accept"] = total / left
-        if isinstance(swaps, Tensor):
-            report["swap_accept"] = (swaps / left).tolist()
+    if judged:
+        report["accept"] = total / judged
+    if left and isinstance(swaps, Tensor):
+        report["swap_accept"] = (swaps / left).tolist()
     if "ladder" in run.state.aux:
         report["ladder"] = run.state.aux["ladder"][0].tolist()
 

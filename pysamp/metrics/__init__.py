@@ -2,12 +2,14 @@
 
 Pure functions of tensors in float64 on the device of their argument. `convergence`: R-hat, ESS, Monte
 Carlo errors. `weights`: mode weights and what was lost of them. `transport`: Wasserstein distances.
-`distances`: Kolmogorov-Smirnov and variances. `discrepancy`: kernels. `bounds`: log Z from weights.
+`distances`: Kolmogorov-Smirnov and variances. `densities`: total variation of kernel estimates.
+`discrepancy`: kernels. `bounds`: log Z from weights.
 `exact_draws`: inside the modes, and the value that noise alone gives.
 """
 
 from pysamp.metrics.bounds import elbo, eubo, log_z, log_z_error, pareto_k
 from pysamp.metrics.convergence import ess, mcse, rhat
+from pysamp.metrics.densities import gaussian_kl, sliced_total_variation
 from pysamp.metrics.discrepancy import ksd, ksd_squared, median_distance, mmd, mmd_squared
 from pysamp.metrics.distances import (
     ks_against,
@@ -23,6 +25,8 @@ from pysamp.metrics.weights import (
     Modes,
     collapsed,
     ess_weights,
+    free_energy_difference,
+    independent_accept,
     jensen_shannon,
     mode_coverage,
     mode_weight_error,
@@ -40,6 +44,9 @@ __all__ = [
     "ess",
     "ess_weights",
     "eubo",
+    "free_energy_difference",
+    "gaussian_kl",
+    "independent_accept",
     "jensen_shannon",
     "ks_against",
     "ks_statistic",
@@ -60,6 +67,7 @@ __all__ = [
     "sinkhorn2",
     "sliced_ks",
     "sliced_ks_histogram",
+    "sliced_total_variation",
     "sliced_wasserstein2",
     "total_variation",
     "variance_gap",

@@ -39,6 +39,20 @@ def pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x, y
 
 
+def chains_beside(x: Tensor, exact: Tensor) -> tuple[list[Tensor], Tensor]:
+    """One sample (n, *event) or several (chain, n, *event), and another (m, *event), as points."""
+    if x.ndim not in (exact.ndim, exact.ndim + 1):
+        raise ValueError(
+            f"x must be (n, *event) or (chain, n, *event) for exact of shape {tuple(exact.shape)}, "
+            f"got {tuple(x.shape)}"
+        )
+    chains = x[None] if x.ndim == exact.ndim else x
+    if len(chains) == 0:
+        raise ValueError(f"x must hold a chain, got shape {tuple(x.shape)}")
+    pairs = [pair(chain, exact) for chain in chains]
+    return [flat for flat, _ in pairs], pairs[0][1]
+
+
 def relative_weights(log_weight: Tensor, name: str = "log_weight") -> Tensor:
     """exp(log_weight - max) in float64, zero where -inf, and everywhere if all are -inf.
 

@@ -16,7 +16,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pysamp.metrics.arrays import directions, mean_over_directions, pair, probabilities, row_blocks
+from pysamp.metrics.arrays import (
+    chains_beside,
+    directions,
+    mean_over_directions,
+    pair,
+    probabilities,
+    row_blocks,
+)
 
 
 def ks_statistic(
@@ -77,27 +84,31 @@ def sliced_ks_histogram(
     ones are not seen (`sliced_ks` sees them). The maximum of the difference of the cumulative sums is
     averaged over the directions. A direction with no draw in range counts 1.
 
-    Shapes: x (n, *event), exact (m, *event) -> ().
+    Shapes: x (n, *event), or (chain, n, *event) for one value a chain; exact (m, *event); log_weight_x
+    (n,), the same for all chains -> () or (chain,).
     Raises: ValueError for bad samples, or exact draws that do not differ.
     """
     if n_bins < 2:
         raise ValueError(f"n_bins must be at least 2, got {n_bins}")
-    x, exact = pair(x, exact)
-    a = probabilities("log_weight_x", log_weight_x, x)
-    along = directions(n_directions, x.shape[1], seed, x.device)
-    total = x.new_zeros(())
-    for rows in row_blocks(n_directions, 4 * (len(x) + len(exact))):
+    single = x.ndim == exact.ndim
+    flats, exact = chains_beside(x, exact)
+    a = probabilities("log_weight_x", log_weight_x, flats[0])
+    equal = probabilities("exact", None, exact)
+    along = directions(n_directions, exact.shape[1], seed, exact.device)
+    total = exact.new_zeros(len(flats))
+    for rows in row_blocks(n_directions, 4 * (len(flats[0]) + len(exact))):
         on_exact = along[rows] @ exact.T  # (k, m)
         low, high = on_exact.amin(1, keepdim=True), on_exact.amax(1, keepdim=True)
         if not bool((high > low).all()):
             raise ValueError(f"exact must hold draws that differ, got {len(exact)} equal ones")
-        equal = probabilities("exact", None, exact)
-        f = _binned(along[rows] @ x.T, a, low, high, n_bins)
         g = _binned(on_exact, equal, low, high, n_bins)
-        seen = f[:, -1] > 0
-        apart = (f / f[:, -1:] - g / g[:, -1:]).abs().amax(1)
-        total += torch.where(seen, apart, torch.ones_like(apart)).sum()
-    return total / n_directions
+        for c, flat in enumerate(flats):
+            f = _binned(along[rows] @ flat.T, a, low, high, n_bins)
+            seen = f[:, -1] > 0
+            apart = (f / f[:, -1:] - g / g[:, -1:]).abs().amax(1)
+            total[c] += torch.where(seen, apart, torch.ones_like(apart)).sum()
+    mean = total / n_directions
+    return mean[0] if single else mean
 
 
 def variance_gap(

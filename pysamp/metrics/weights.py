@@ -161,6 +161,56 @@ def _error_of_stays(p: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
     return (ends_at - p).abs().amax() / _ERRORS
 
 
+def free_energy_difference(
+    inside: Tensor, log_weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """beta (F_inside - F_outside) = ln P(outside) / P(inside) of two states, with its error.
+
+    Shapes: inside (chain, draw) bools, log_weight (chain, draw) or None -> (), ().
+
+    Draws of a chain and weights to another density, such as -beta (U_2 - U_1) for one of another field,
+    give its difference by reweighting; independent draws (n, 1) of a proposal with their importance
+    weights give it directly. The error is that of `mode_weights`, over P (1 - P): it counts
+    autocorrelation, unequal weights and chains that never change sides. Value +inf or -inf with an error
+    inf where one state was never seen.
+    Reference: Gabrie, Rotskoff and Vanden-Eijnden (2022), arXiv 2105.12603.
+    """
+    if inside.ndim != 2 or 0 in inside.shape or inside.dtype != torch.bool:
+        raise ValueError(
+            f"inside must be (chain, draw) of bools, got {tuple(inside.shape)} {inside.dtype}"
+        )
+    if log_weight is None:
+        log_weight = torch.zeros(inside.shape, dtype=torch.float64, device=inside.device)
+    if log_weight.shape != inside.shape:
+        raise ValueError(f"log_weight must be {tuple(inside.shape)}, got {tuple(log_weight.shape)}")
+    weight = relative_weights(log_weight)
+    if not weight.sum() > 0:
+        raise ValueError("log_weight must have a finite entry, got -inf everywhere")
+    p, error = _probability(inside.double(), weight)
+    return torch.log1p(-p) - p.log(), error / (p * (1 - p))
+
+
+def independent_accept(
+    log_weight_target: Tensor, log_weight_proposal: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Stationary acceptance of independent Metropolis-Hastings, E min(1, w(y) / w(x)), and its error.
+
+    x are draws of the target, y of the proposal, both independent, w = target / proposal up to a constant.
+
+    Shapes: (n,), (n,) -> (), ().
+    """
+    if log_weight_target.ndim != 1 or log_weight_target.shape != log_weight_proposal.shape:
+        raise ValueError(
+            "log_weight_target and log_weight_proposal must both be (n,), got "
+            f"{tuple(log_weight_target.shape)} and {tuple(log_weight_proposal.shape)}"
+        )
+    relative_weights(log_weight_target, "log_weight_target")
+    relative_weights(log_weight_proposal, "log_weight_proposal")
+    ratio = log_weight_proposal.detach().double() - log_weight_target.detach().double()
+    accept = ratio.clamp(max=0.0).exp()
+    return accept.mean(), accept.std() / math.sqrt(len(accept))
+
+
 # ---- comparing mode weights ----------------------------------------------------------------------
 
 

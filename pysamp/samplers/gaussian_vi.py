@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pysamp import metrics, rng, train
-from pysamp.distributed import Progress, show_progress, world
+from pysamp.distributed import Progress, show_loss, show_progress, world
 from pysamp.samplers.arguments import check_at_least, check_budget, check_n, check_positive, counted
 from pysamp.samplers.importance import (
     facts,
@@ -123,7 +123,7 @@ class GaussianVI:
         params = [tensor.requires_grad_(True) for tensor in q.tensors()]
         history = train.fit(
             loss, params, steps=self.n_steps, lr=self.learning_rate, clip=None,
-            callback=lambda step, row: bar.update(1),
+            callback=lambda step, row: show_loss(bar, row),
         )  # fmt: skip
         for tensor in params:
             tensor.requires_grad_(False)

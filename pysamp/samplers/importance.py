@@ -13,12 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pysamp import metrics, rng
+from pysamp.mcmc.proposals import TILE, proposal_of, rows_of_a_pass
+from pysamp.nets.flow import Flow
 from pysamp.samplers.arguments import check_budget, check_n
 from pysamp.samples import Samples
 from pysamp.target import Counted, HasLogZ, Target, log_prob_of
@@ -29,36 +31,20 @@ BLOCK = 1 << 22  # numbers in the points that are evaluated at once
 OTHER_SEED = 0x9E3779B97F4A7C15
 
 
-@runtime_checkable
-class Proposal(Protocol):
-    """A density that can be drawn from; log_prob is normalised, or `log_z` tells by how much not."""
-
-    @property
-    def event_shape(self) -> tuple[int, ...]: ...
-
-    def log_prob(self, x: Tensor) -> Tensor: ...
-
-    def sample(
-        self, n: int, *, seed: int, first_chain: int, device: Any, dtype: torch.dtype
-    ) -> Tensor: ...
-
-
 @dataclass(frozen=True, eq=False)
 class Importance:
-    """n weighted draws of `proposal`; the weights are kept, in float64.
+    """n weighted draws of `proposal`, a flow (also of zuko) or another density that can be drawn from; the
+    weights are kept, in float64.
 
-    Cost: one density of the target and one of the proposal a draw; no gradient. What the proposal does
-    not reach is missed, and no number of the result shows it.
+    Cost: one density of the target and one of the proposal a draw, of a flow the pass that made the draw;
+    no gradient. What the proposal does not reach is missed, and no number of the result shows it.
+    Neural importance sampling with a flow: Müller et al. (2019), arXiv 1808.03856.
     """
 
-    proposal: Proposal
+    proposal: Any
 
     def __post_init__(self) -> None:
-        if not isinstance(self.proposal, Proposal):
-            raise TypeError(
-                "proposal must have event_shape, log_prob and sample, got "
-                f"{type(self.proposal).__name__}"
-            )
+        object.__setattr__(self, "proposal", proposal_of(self.proposal))
 
     def sample(
         self, target: Target, n: int, *, seed: int, first_chain: int = 0,
@@ -66,6 +52,7 @@ class Importance:
     ) -> Samples:  # fmt: skip
         """Samples x (n, 1, *event) with log_weight = ln p − ln q; log_z, log_z_error, ess in `info`.
 
+        dtype: float32 by default; a flow has a device and a dtype of its own.
         Raises ValueError for a proposal of another event shape, or with no density at a draw of its own.
         """
         check_n(n)
@@ -75,13 +62,7 @@ class Importance:
                 f"proposal has events {tuple(self.proposal.event_shape)}, the target {event}"
             )
         counted = Counted(target)
-        x = self.proposal.sample(
-            n, seed=(seed + OTHER_SEED) % (1 << 64), first_chain=first_chain, device=device,
-            dtype=dtype or torch.float32,
-        )  # fmt: skip
-        log_q = log_prob_of(self.proposal, x).double()
-        if isinstance(self.proposal, HasLogZ):
-            log_q = log_q - self.proposal.log_z
+        x, log_q = self._draw(n, (seed + OTHER_SEED) % (1 << 64), first_chain, device, dtype)
         if not bool(torch.isfinite(log_q).all()):
             bad = int((~torch.isfinite(log_q)).nonzero()[0, 0])
             raise ValueError(
@@ -103,6 +84,30 @@ class Importance:
             "warnings": tail_fault(found["pareto_k"], n),
         }
         return Samples(x[:, None], log_prob[:, None], log_weight[:, None], info)
+
+    def _draw(
+        self, n: int, seed: int, first_chain: int, device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Draws (n, *event), and their normalised log q (n,) in float64."""
+        proposal = self.proposal
+        if isinstance(proposal, Flow):
+            size = rows_of_a_pass(proposal.dim)
+            parts = []
+            for begin in range(0, n, size):
+                count = min(size, n - begin)
+                drawn = proposal.sample_and_log_prob(
+                    count + -count % TILE, seed=seed, first_chain=first_chain + begin,
+                    device=device, dtype=dtype,
+                )  # fmt: skip
+                parts.append([value[:count] for value in drawn])
+            points, logs = (torch.cat(values) for values in zip(*parts, strict=True))
+            return points, logs.double()
+        x = proposal.sample(
+            n, seed=seed, first_chain=first_chain, device=device, dtype=dtype or torch.float32
+        )
+        log_q = log_prob_of(proposal, x).double()
+        return x, log_q - proposal.log_z if isinstance(proposal, HasLogZ) else log_q
 
     def for_budget(self, n: int, gradients: int) -> Importance:
         """Itself: n draws cost n densities. Raises ValueError for a smaller budget."""
@@ -127,6 +132,18 @@ def facts(log_weight: Tensor) -> dict[str, float]:
         "ess": float(metrics.ess_weights(log_weight)),
         "pareto_k": float(metrics.pareto_k(log_weight)),
     }
+
+
+def independent_accept(log_weight: Tensor) -> float:
+    """Stationary acceptance of independent Metropolis–Hastings, from draws of its proposal.
+
+    E[min(1, w(y)/w(x))], y a draw, x one in proportion to its weight: with the weights in
+    ascending order, Σ_j w_j (2(n − j) + 1) / (n Σ_j w_j), j = 1 … n. NaN where all weights are 0.
+    """
+    n = len(log_weight)
+    weight = torch.softmax(log_weight.double().sort().values, 0)
+    above = torch.arange(n - 1, -1, -1, device=weight.device, dtype=torch.float64)
+    return float((weight * (2 * above + 1)).sum() / n)
 
 
 def tail_fault(k: float, n: int) -> list[str]:

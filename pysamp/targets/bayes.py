@@ -48,7 +48,7 @@ class LogisticRegression:
         for name in ("prior_sd", "bias_sd"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        features, labels = _checked(self.features, self.labels, "")
+        features, labels = check_rows(self.features, self.labels, "")
         rows = _signed(features, labels)
         p = features.shape[1]
         fields: dict[str, Tensor | None] = {"features": features, "labels": labels}
@@ -56,7 +56,7 @@ class LogisticRegression:
         if self.test_features is not None or self.test_labels is not None:
             if self.test_features is None or self.test_labels is None:
                 raise ValueError("test_features and test_labels must be given together")
-            test, test_labels = _checked(self.test_features, self.test_labels, "test_")
+            test, test_labels = check_rows(self.test_features, self.test_labels, "test_")
             if test.shape[1] != p:
                 raise ValueError(
                     f"test_features must be (n, {p}) as features are, got {tuple(test.shape)}"
@@ -135,7 +135,7 @@ class LogisticRegression:
         return self._copies[key]
 
 
-def _checked(features: Tensor, labels: Tensor, prefix: str) -> tuple[Tensor, Tensor]:
+def check_rows(features: Tensor, labels: Tensor, prefix: str) -> tuple[Tensor, Tensor]:
     """Both in float64 on the CPU."""
     x, y = (torch.as_tensor(t).detach().to("cpu", torch.float64) for t in (features, labels))
     if x.ndim != 2 or 0 in x.shape:

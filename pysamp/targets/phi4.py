@@ -79,6 +79,33 @@ class Phi4Chain(FieldTarget):
     def mode(self, x: Tensor) -> Tensor:
         return (x[:, self.n_sites // 2] > 0).long()
 
+    @property
+    def coupled_precision(self) -> Tensor:
+        """P = β [(2c + 1/c) 1 − c (neighbours)], c = a d: the free field with φ²/(2c) at a site.
+
+        (d, d) float64. The base "coupled" of Gabrié, Rotskoff and Vanden-Eijnden (2022), arXiv
+        2105.12603; their "uncoupled" one is N(0, 1/a).
+        """
+        d, c = self.n_sites, self.a * self.n_sites
+        eye = torch.eye(d, dtype=torch.float64)
+        neighbours = torch.diag(eye.new_ones(d - 1), 1)
+        return self.beta * ((2 * c + 1 / c) * eye - c * (neighbours + neighbours.T))
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int,
+        first_chain: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Exact independent fields (n, d). Raises ValueError where β or d are out of reach."""
+        return exact.phi4_chain_draws(
+            self.n_sites, self.a, self.beta, self.h, n, seed=seed, first_chain=first_chain,
+            device=device, dtype=dtype,
+        )  # fmt: skip
+
     def observables(self, x: Tensor) -> dict[str, Tensor]:
         """Per field: the middle site and its square, and those of every field (field.py)."""
         mid = x[:, self.n_sites // 2]

@@ -1,8 +1,9 @@
 """Small densities with one hard feature each, exact draws and exact moments.
 
 Funnel: Neal, Slice sampling (2003), section 8, with the parameters of Grenioux et al. (2024,
-arXiv 2402.10758): variance 3 for the neck variable; other papers use 9. Checkerboard: the picture
-that flows are shown on, as in Grathwohl et al., FFJORD (2019, arXiv 1810.01367), here with a density.
+arXiv 2402.10758), whose rings are here, too: variance 3 for the neck variable; other papers use 9.
+Checkerboard: the picture that flows are shown on, as in Grathwohl et al., FFJORD (2019, arXiv
+1810.01367), here with a density.
 """
 
 from __future__ import annotations
@@ -219,3 +220,85 @@ class Checkerboard:
             values.append(torch.logsumexp(terms, dim=2).sum(1) + constant)
             slopes.append((torch.softmax(terms, dim=2) * slope[:, :, first::2]).sum(2))
         return values[0], values[1], slopes[0], slopes[1]
+
+
+@dataclass(frozen=True)
+class Rings:
+    """Rings of radius 1 ... n_rings in the plane: r ~ mean_k N(k, width^2), uniform angle.
+
+    p(x) = p_r(|x|) / (2 pi |x|). The mass that p_r leaves at r < 0 (3e-12 for the width of 0.15) is
+    not folded back, so log_z = 0 to that precision. The density has an integrable 1/|x| peak at the
+    origin, of relative height exp(-22); |x| is not taken below 1e-12, which keeps log_prob and
+    score finite there. `mode` is the nearest ring, of weight 1 / n_rings exactly, by symmetry.
+    """
+
+    n_rings: int = 4
+    width: float = 0.15
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n_rings, int) or self.n_rings < 1:
+            raise ValueError(f"n_rings must be an int of at least 1, got {self.n_rings}")
+        if not 0 < self.width <= 0.2:  # beyond, the mass at r < 0 is no longer negligible
+            raise ValueError(f"width must lie in (0, 0.2], got {self.width}")
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (2,)
+
+    @property
+    def mode_weights(self) -> Tensor:
+        return torch.full((self.n_rings,), 1 / self.n_rings, dtype=torch.float64)
+
+    @property
+    def log_z(self) -> float:
+        return 0.0
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.zeros(2, dtype=torch.float64)
+
+    @property
+    def covariance(self) -> Tensor:
+        square = (self.n_rings + 1) * (2 * self.n_rings + 1) / 6 + self.width**2  # E r^2
+        return 0.5 * square * torch.eye(2, dtype=torch.float64)
+
+    @functools.cached_property
+    def native(self) -> NativeEnergy:
+        constant = math.log(self.n_rings * self.width) + 1.5 * math.log(2 * math.pi)
+        params = (1 / self.width, 1 / self.width**2, constant)
+        return NativeEnergy("rings", params, (self.n_rings,))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.log_prob_and_score(x)[0]
+
+    def score(self, x: Tensor) -> Tensor:
+        return self.log_prob_and_score(x)[1]
+
+    def log_prob_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        params, table = native_tensors(self.native, x.device, x.dtype)
+        return ops.rings(x, params, table, [self.n_rings])
+
+    def mode(self, x: Tensor) -> Tensor:
+        nearest = torch.round(torch.linalg.vector_norm(x, dim=1)).long()
+        return nearest.clamp(1, self.n_rings) - 1
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int,
+        first_chain: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Exact draws (n, 2): ring, radius and angle."""
+        how: dict[str, Any] = {
+            "seed": seed,
+            "stream": rng.STREAMS["target"],
+            "first_chain": first_chain,
+        }
+        u = rng.uniform((n, 2), **how, step=0, device=device, dtype=torch.float64)
+        z = rng.normal((n, 1), **how, step=1, device=device, dtype=torch.float64)[:, 0]
+        r = 1 + torch.floor(self.n_rings * u[:, 0]) + self.width * z
+        angle = 2 * math.pi * u[:, 1]
+        return (r[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)).to(dtype)
