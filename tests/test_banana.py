@@ -35,6 +35,14 @@ def density_by_jacobian(f, z):
 
 
 # ---------------------------------------------------------------------------- banana
+@pytest.mark.parametrize("shape", [(1, 4), (2,), (3, 1), (1, 2, 2)])
+def test_banana_refuses_points_of_another_shape(shape):
+    for f in (Banana(2).log_prob, Banana(2).score):
+        with pytest.raises(ValueError) as caught:
+            f(torch.zeros(shape))
+        assert str(caught.value) == f"x must have shape (n, 2), got {shape}"
+
+
 def bend(z, scale=10.0, factor=0.02):
     x = []
     for k in range(0, len(z), 2):

@@ -17,10 +17,12 @@ from pysamp.describe import NotRebuildableError, describe, rebuild
 from pysamp.mcmc import HMC, MALA, ULA, Cycle, Metropolis, ParallelTempering, warm_up
 from pysamp.mcmc.independent import IMH, ISIR
 from pysamp.mcmc.mixed import AdaptiveMCMC, Ex2MCMC
-from pysamp.nets import Compose, Flow
+from pysamp.mcmc.neutra import Neutra
+from pysamp.nets import CircularSplineFlow, Compose, Flow, Normal, Product, Torus
 from pysamp.nets.analytic import FunnelFlow, LinearFlow
 from pysamp.nets.coupling import AffineCoupling
 from pysamp.nets.realnvp import RealNVP
+from pysamp.samplers.importance import Importance
 from pysamp.sampling import resume, sample
 from pysamp.tally import Tally
 from pysamp.target import Counted, FunctionTarget, Tempered, log_prob_and_score
@@ -548,6 +550,72 @@ def test_bad_starts(make):
         make(WRONG).init(far, torch.tensor([[1.0, 1.0], [-1.0, 0.0]]), seed=0)
     with pytest.raises(ValueError, match=r"takes spins of length 1 off their spheres"):
         make(WRONG).init(ON((4, 4), 2, 0.5), torch.ones(2, 4, 4, 2) / 2**0.5, seed=0)
+
+
+# ---------------------------------------------------------------------------- angles
+def wave(x):
+    return 2 * torch.cos(x[:, 0] - 1) + torch.cos(x[:, 1] - x[:, 0])
+
+
+def walled(low, high):
+    """`wave` between low and high, 0 elsewhere: of the flow's box, or of another."""
+
+    def log_prob(x):
+        return torch.where(((x >= low) & (x <= high)).all(1), wave(x), -math.inf)
+
+    return FunctionTarget(log_prob, (2,))
+
+
+def from_angles(make, target, x):
+    kernel = make(CircularSplineFlow(2, 2, 8).to(x.dtype))
+    if isinstance(kernel, Importance):
+        return kernel.sample(target, 64, seed=0, dtype=x.dtype)
+    return kernel.step(target, kernel.init(target, x, seed=0), 2)
+
+
+USERS = [
+    IMH, ISIR, lambda flow: AdaptiveMCMC(flow, MALA(0.1)), lambda flow: Ex2MCMC(flow, 4, MALA(0.1)),
+    lambda flow: Neutra(MALA(0.1), flow), Importance,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", USERS)
+def test_a_flow_of_angles_wants_a_periodic_target(make):
+    x = torch.tensor([[0.4, 0.3], [-2.0, 1.0]])
+    periodic = FunctionTarget(wave, (2,))
+    from_angles(make, periodic, x)
+    from_angles(make, periodic, x.double())
+    from_angles(make, periodic, x + 3)  # outside [−π, π) an angle is what it is inside
+    beta = torch.ones(64 if make is Importance else 2)
+    from_angles(make, Tempered(periodic, beta), x)
+    line = FunctionTarget(lambda x: wave(x) - (x[:, 1] - 2) ** 2 / 8, (2,))
+    for other in (line, Tempered(line, beta), walled(-4, 4), walled(0, 2 * math.pi)):
+        with pytest.raises(ValueError, match=r"target must have the period 2π in coordinate [01]"):
+            from_angles(make, other, x.abs())
+
+
+@pytest.mark.parametrize("make", USERS)
+def test_a_target_between_walls_is_one_of_angles(make):
+    x = torch.tensor([[0.4, 0.3], [-2.0, 1.0]])
+    from_angles(make, walled(-math.pi, math.pi), x)
+    if make is not Importance:  # its points are all inside
+        wide = FunctionTarget(lambda x: wave(x) - torch.where(x[:, 0] > 9, math.inf, 0.0), (2,))
+        with pytest.raises(ValueError, match=r"in coordinate 0, .* at 4 log_prob is .* -inf"):
+            from_angles(make, wide, torch.tensor([[4.0, 0.3], [-2.0, 1.0]]))
+
+
+def test_only_angles_must_be_periodic_and_the_check_costs_little():
+    flow = CircularSplineFlow(
+        2, 2, 8, circular=[1], base=Product(Normal(1), Torus(1), (1,))
+    )  # fmt: skip
+    target = Counted(FunctionTarget(lambda x: torch.cos(x[:, 1]) - x[:, 0] ** 2, (2,)))
+    x = torch.linspace(-1, 1, 40).reshape(20, 2)
+    IMH(flow).init(target, x, seed=0)
+    assert target.evaluations == 20 + 8 * (1 + 2)
+    # a symmetric one is found by the shift to the other side
+    line = FunctionTarget(lambda x: -((x - math.pi) ** 2).sum(1), (2,))
+    with pytest.raises(ValueError, match=r"at 0 log_prob is -19\.7392, at -6\.28319 -98\.696"):
+        IMH(flow).init(line, torch.zeros(3, 2), seed=0)
 
 
 def test_kernels_that_keep_more_than_a_point_are_refused():

@@ -62,7 +62,6 @@ FLOWS = {  # far from the identity, so that no error hides
     ),
     "zuko maf": lambda: zuko_flow("MAF", transforms=2, hidden_features=(16,)),
     "zuko nsf": lambda: zuko_flow("NSF", transforms=2, hidden_features=(16,)),
-    "zuko ncsf": lambda: zuko_flow("NCSF", transforms=2, hidden_features=(16,)),
 }  # fmt: skip
 
 
@@ -697,6 +696,33 @@ def test_points_of_another_kind():
     assert Scaled().double().sample(3, seed=0, device="cpu").dtype == torch.float64
 
 
+@pytest.mark.parametrize("layer", [
+    nets.Permutation([1, 0, 2]), nets.InvertibleLinear(3), nets.InvertibleLinear(3, "orthogonal"),
+    nets.Permutation.reverse(6), Scaled(),
+])  # fmt: skip
+def test_layers_of_another_size(layer):
+    """Twelve numbers are three points of four coordinates and four of three."""
+    points = torch.arange(12.0).reshape(3, 4)
+    with pytest.raises(ValueError, match=r"layers must have 4 coordinates|points must be"):
+        nets.Compose(layer, event_shape=4).forward(points)
+    with pytest.raises(ValueError, match=r"layers must have 4 coordinates|points must be"):
+        nets.Compose(layer, event_shape=4).inverse(points)
+
+
+class Narrow(Scaled):
+    def transform(self, z):
+        return z[:, :2], z.new_zeros(len(z))
+
+
+def test_a_map_that_returns_another_number_of_coordinates():
+    with pytest.raises(ValueError, match=r"transform of Narrow must return \(6, 3\).* \(6, 2\)"):
+        Narrow().forward(torch.zeros(6, 3))
+    layer = Narrow()
+    layer.dim = 4
+    with pytest.raises(ValueError, match="4 coordinates, got Narrow that returns 2"):
+        nets.Compose(layer, event_shape=4).forward(torch.zeros(6, 4))
+
+
 def test_events_must_agree():
     nets.check_event(nets.RealNVP(3), Scaled())
     with pytest.raises(
@@ -717,6 +743,9 @@ def test_events_must_agree():
         (lambda: nets.SplineFlow(4, depth=1), ValueError, "depth must be at least 2, got 1"),
         (lambda: nets.SplineFlow(4, hidden=2.5), TypeError, "hidden must be an integer, got 2.5"),
         (lambda: nets.AffineCoupling(3, [0, 1, 2]), ValueError, "moved must be some but not all"),
+        (lambda: nets.RealNVP(2.5), TypeError, "dim must be an integer, got 2.5"),
+        (lambda: nets.RealNVP(True), TypeError, "dim must be an integer, got True"),
+        (lambda: nets.RealNVP((2, 0)), ValueError, "dim must be at least 1, got 0"),
         (lambda: nets.AffineCoupling(3, [3]), ValueError, "moved must be different coordinates"),
         (lambda: nets.AffineCoupling(3, [0], init_scale=0.0), ValueError, "init_scale must be pos"),
         (lambda: nets.Permutation([0, 0]), ValueError, "order must be different coordinates"),
@@ -741,7 +770,7 @@ needs_zuko = pytest.mark.skipif(importlib.util.find_spec("zuko") is None, reason
 
 
 @needs_zuko
-@pytest.mark.parametrize("name", ["MAF", "NSF", "NICE", "NCSF"])
+@pytest.mark.parametrize("name", ["MAF", "NSF", "NICE"])
 def test_zuko_density_is_that_of_zuko(name):
     import zuko
 
@@ -752,9 +781,7 @@ def test_zuko_density_is_that_of_zuko(name):
     x, log_q = ours.sample_and_log_prob(300, seed=4)
     torch.testing.assert_close(theirs().log_prob(x), log_q, rtol=0, atol=1e-9)
     torch.testing.assert_close(ours.log_prob(x), theirs().log_prob(x))
-    assert isinstance(ours.base, nets.Normal) == (name != "NCSF")
-    if name != "NCSF":
-        assert ours.base.standard
+    assert isinstance(ours.base, nets.Normal) and ours.base.standard
     # what is trained through one is trained in the other
     assert {id(p) for p in ours.parameters()} == {id(p) for p in theirs.parameters()}
     # the distribution itself is taken too
@@ -765,7 +792,11 @@ def test_zuko_density_is_that_of_zuko(name):
 def test_zuko_box_has_edges():
     import zuko
 
-    ours = nets.as_flow(zuko.flows.NCSF(2, transforms=1)).double()
+    edges = torch.full((2,), PI + 1e-5)
+    box = zuko.lazy.UnconditionalDistribution(
+        zuko.distributions.BoxUniform, -edges, edges, buffer=True
+    )
+    ours = nets.as_flow(zuko.flows.Flow(zuko.flows.NSF(2).transform, box)).double()
     z = ours.base.draw(5000, seed=1, dtype=torch.float64)
     assert float(z.abs().max()) <= PI + 1.1e-5 and float(z.std()) == pytest.approx(
         PI / 3**0.5, abs=0.05
@@ -791,5 +822,9 @@ def test_zuko_flows_that_cannot_be_taken():
     )
     with pytest.raises(TypeError, match="base of a zuko flow must be fixed"):
         nets.as_flow(trained)
+    one, other = (zuko.flows.NCSF(2, transforms=t, hidden_features=(8,)) for t in (1, 2))
+    for circular in (one, one(), other.double()):  # wrong outside [−π, π)
+        with pytest.raises(ValueError, match=r"use nets.CircularSplineFlow\(2\) in its place"):
+            nets.as_flow(circular)
     with pytest.raises(TypeError, match="got Linear"):
         nets.as_flow(torch.nn.Linear(2, 2))

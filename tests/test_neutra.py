@@ -4,6 +4,7 @@ The density is held against its formula and finite differences, the kernels agai
 that is deliberately wrong (check 5 of Grenioux et al. 2023). Bounds are 5 standard errors.
 """
 
+import itertools
 import math
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from pysamp import chains, metrics, store
 from pysamp.mcmc import HMC, MALA, Cycle, Metropolis, ParallelTempering, warm_up
+from pysamp.mcmc.independent import IMH, ISIR
 from pysamp.mcmc.mixed import Ex2MCMC
 from pysamp.mcmc.neutra import Neutra, PulledBack, TransportSlice
 from pysamp.nets import Compose, Flow, Normal, Torus
@@ -18,7 +20,7 @@ from pysamp.nets.analytic import FunnelFlow, LinearFlow
 from pysamp.nets.coupling import AffineCoupling
 from pysamp.nets.realnvp import RealNVP
 from pysamp.sampling import resume, sample
-from pysamp.target import Counted, FunctionTarget, Tempered, log_prob_and_score
+from pysamp.target import Counted, FunctionTarget, Tempered, Tilted, log_prob_and_score
 from pysamp.targets import ON, Funnel, Gaussian, Phi4Chain
 
 F64 = torch.float64
@@ -217,11 +219,17 @@ def test_splitting_the_batch_changes_nothing(name, flow, dtype):
 
 def test_values_for_each_chain_go_with_their_chain():
     beta = torch.tensor([0.5, 1.0, 2.0])
-    for kernel in (Neutra(MALA(0.3), wrong()), TransportSlice(wrong())):
-        state = kernel.init(Tempered(NORMAL, beta), torch.zeros(3, 2), seed=3)
-        state, _ = kernel.step(Tempered(NORMAL, beta), state, 4)
+    centre = torch.tensor([[0.0, 1.0], [2.0, 0.0], [-1.0, 3.0]])
+    proposal = LinearFlow(1.3 * torch.eye(2))
+    inner = (MALA(0.3), IMH(proposal), ISIR(proposal, 4), Ex2MCMC(proposal, 4, MALA(0.3), 2))
+    for kernel, tilted in itertools.product(
+        (*(Neutra(one, wrong()) for one in inner), TransportSlice(wrong())), (False, True)
+    ):
+        whole = Tilted(NORMAL, centre, 1.5) if tilted else Tempered(NORMAL, beta)
+        state = kernel.init(whole, torch.zeros(3, 2), seed=3)
+        state, _ = kernel.step(whole, state, 4)
         for i in range(3):
-            alone = Tempered(NORMAL, float(beta[i]))
+            alone = Tilted(NORMAL, centre[i], 1.5) if tilted else Tempered(NORMAL, float(beta[i]))
             one = kernel.init(alone, torch.zeros(1, 2), seed=3, first_chain=i)
             one, _ = kernel.step(alone, one, 4)
             assert torch.allclose(one.x[0], state.x[i], atol=1e-6)

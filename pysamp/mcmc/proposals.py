@@ -24,6 +24,8 @@ from pysamp.mcmc.langevin import refuse_spins
 from pysamp.nets.flow import Flow, as_flow, check_event, check_invertible
 from pysamp.target import Counted, HasSites, Proposal, Target, Tempered, Tilted, log_prob_of
 
+PERIOD = 2 * math.pi
+PERIOD_ERROR = {torch.float32: 1e-3, torch.float64: 1e-6}  # of log p, relative to 1 + |log p|
 ROWS = 1 << 15  # points of one pass of a network: its hidden layers must fit in memory, too
 NUMBERS = 1 << 22  # coordinates of one pass
 # BLAS sums a row in another order where it is one of the last few that fill no tile: in batches of a
@@ -79,7 +81,8 @@ def _name(given: Any) -> str:
 
 
 def check_proposal(proposal: Any, target: Target, x: Tensor, kernel: str) -> None:
-    """Refuse what cannot be proposed from: spins, another event shape, a flow that does not invert at x.
+    """Refuse what cannot be proposed from: spins, another event shape, a flow that does not invert at x,
+    a flow of angles for a target that does not have their period.
 
     Raises ValueError.
     """
@@ -88,6 +91,47 @@ def check_proposal(proposal: Any, target: Target, x: Tensor, kernel: str) -> Non
     check_event(proposal, target)
     if isinstance(proposal, Flow):
         check_invertible(proposal, x)
+        check_period(proposal, target, x)
+
+
+def check_period(flow: Flow, target: Target, x: Tensor) -> None:
+    """Raises ValueError unless the target has the period 2π in the circular coordinates of the flow, which
+    gives x and x + 2π one density. A target of density 0 outside [−π, π) is right too, for x inside.
+
+    x: (n, *event), of which at most 8 are looked at, all where the target has values for each chain.
+    Cost: two values of the target for each of these and each circular coordinate.
+    """
+    if not flow.circular:
+        return
+    few = max(1, min(8, 32 // len(flow.circular)))
+    points = x if has_rows(target) else x[:few]
+    within = 1.000001 * math.pi  # rounded angles are
+    inside = bool((x.flatten(1)[:, list(flow.circular)].abs() <= within).all())
+    own = log_prob_of(target, points)
+
+    def moved(i: int, to: Tensor) -> Tensor:
+        other = points.flatten(1).clone()
+        other[:, i] = to
+        return log_prob_of(target, other.reshape(points.shape))
+
+    for i in flow.circular:
+        angle = points.flatten(1)[:, i]
+        for shift in (PERIOD, -PERIOD):
+            there = moved(i, angle + shift)
+            near = (there - own).abs() <= PERIOD_ERROR[x.dtype] * (1 + own.abs())
+            wrong = ~near & (there != own) & (own < math.inf)
+            if inside and bool((wrong & (there == -math.inf)).any()):
+                # The box may be another one, such as [0, 2π): look next to the edges of ours.
+                edges = [moved(i, torch.full_like(angle, s * 1.001 * math.pi)) for s in (1, -1)]
+                walls = (edges[0] == -math.inf) & (edges[1] == -math.inf)
+                wrong &= ~((there == -math.inf) & walls)
+            if bool(wrong.any()):
+                row = int(wrong.nonzero()[0])
+                raise ValueError(
+                    f"target must have the period 2π in coordinate {i}, an angle of the flow, or log_prob "
+                    f"−∞ outside [−π, π) with all points inside: at {float(angle[row]):.6g} log_prob is "
+                    f"{float(own[row]):.6g}, at {float(angle[row]) + shift:.6g} {float(there[row]):.6g}"
+                )
 
 
 def start_log_q(proposal: Any, x: Tensor, first_chain: int) -> Tensor:
@@ -140,7 +184,12 @@ def finite_rows(x: Tensor) -> Tensor:
 
 def has_rows(target: Target) -> bool:
     """Whether it has values of its own for each chain, and so must be asked for all of them at once."""
-    while isinstance(target, (Counted, Tempered, Tilted)):
+    from pysamp.mcmc.neutra import PulledBack  # it needs this module
+
+    while isinstance(target, (Counted, Tempered, Tilted, PulledBack)):
+        if isinstance(target, PulledBack):
+            target = target.target
+            continue
         if isinstance(target, Tempered) and torch.as_tensor(target.beta).ndim:
             return True
         if isinstance(target, Tilted):

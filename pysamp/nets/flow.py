@@ -51,7 +51,7 @@ class Flow(nn.Module, ABC):
 
     def __init__(self, event_shape: int | Sequence[int], base: Base | None = None) -> None:
         super().__init__()
-        shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+        shape = tuple(event_shape) if isinstance(event_shape, Sequence) else (event_shape,)
         if not shape:
             raise ValueError("event_shape must not be empty, got ()")
         self.event_shape = tuple(check_dim(size, "event_shape") for size in shape)
@@ -87,7 +87,12 @@ class Flow(nn.Module, ABC):
         """z (n, d) -> x (n, *event_shape), log|det dx/dz| (n,)"""
         self._check(z, (self.dim,), "z")
         x, log_det = self.transform(z)
-        return x.reshape(-1, *self.event_shape), log_det
+        if x.shape != z.shape:
+            raise ValueError(
+                f"transform of {type(self).__name__} must return {tuple(z.shape)} as it was given, got "
+                f"{tuple(x.shape)}"
+            )
+        return x.reshape(len(z), *self.event_shape), log_det
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (n, *event_shape) -> z (n, d), log|det dz/dx| (n,)"""
@@ -151,7 +156,8 @@ class Compose(Flow):
 
     layers: anything with `transform` and `untransform`, flows too (their bases are not used).
     event_shape: (base.dim,) where only a base is given. circular: see `Flow`.
-    Raises ValueError without layers, or where neither event_shape nor base is given.
+    Raises ValueError without layers, where neither event_shape nor base is given, and for a layer of
+    another number of coordinates.
     """
 
     def __init__(
@@ -171,6 +177,10 @@ class Compose(Flow):
                     "layers must be torch modules with transform and untransform, got "
                     f"{type(layer).__name__}"
                 )
+            if isinstance(layer, Flow) and layer.dim != self.dim:
+                raise ValueError(
+                    f"layers must have {self.dim} coordinates, got {type(layer).__name__} of {layer.dim}"
+                )
         self.layers = nn.ModuleList(layers)
         self.circular = tuple(circular)
 
@@ -178,6 +188,7 @@ class Compose(Flow):
         log_det = z.new_zeros(len(z))
         for layer in self.layers:
             z, part = layer.transform(z)  # type: ignore[operator]
+            self._check_layer(layer, z)
             log_det = log_det + part
         return z, log_det
 
@@ -185,8 +196,16 @@ class Compose(Flow):
         log_det = x.new_zeros(len(x))
         for layer in reversed(self.layers):
             x, part = layer.untransform(x)  # type: ignore[operator]
+            self._check_layer(layer, x)
             log_det = log_det + part
         return x, log_det
+
+    def _check_layer(self, layer: nn.Module, points: Tensor) -> None:
+        if points.shape[1] != self.dim:
+            raise ValueError(
+                f"layers must have {self.dim} coordinates, got {type(layer).__name__} that returns "
+                f"{points.shape[1]}"
+            )
 
 
 def check_invertible(flow: Flow, x: Tensor) -> None:

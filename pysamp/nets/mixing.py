@@ -43,9 +43,11 @@ class Permutation(nn.Module):
         return cls(keys.argsort(stable=True).tolist())
 
     def transform(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        check_width(z, len(self.order), self)
         return z[:, self.order], z.new_zeros(len(z))
 
     def untransform(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_width(x, len(self.order), self)
         return x[:, self.back], x.new_zeros(len(x))
 
 
@@ -84,9 +86,11 @@ class InvertibleLinear(nn.Module):
         return self.start.to(lower) @ lower @ upper
 
     def transform(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        check_width(z, self.dim, self)
         return z @ self.weight().T, self._log_det(z)
 
     def untransform(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_width(x, self.dim, self)
         if self.form == "orthogonal":
             return x @ self._rotation(), -self._log_det(x)
         lower, upper = self._triangles()
@@ -112,6 +116,15 @@ class InvertibleLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.dim}, {self.form!r}"
+
+
+def check_width(points: Tensor, dim: int, layer: nn.Module) -> None:
+    """Raises ValueError unless points are (n, dim)."""
+    if points.ndim != 2 or points.shape[1] != dim:
+        raise ValueError(
+            f"points must be (n, {dim}) for {type(layer).__name__} of {dim} coordinates, got shape "
+            f"{tuple(points.shape)}"
+        )
 
 
 def _rotation(dim: int, seed: int, index: int) -> Tensor:

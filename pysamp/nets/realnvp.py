@@ -8,12 +8,13 @@ gradient on a CPU. Real NVP: Dinh, Sohl-Dickstein, Bengio (2017), arXiv 1605.088
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pysamp import _native, couplings, ops, rng
-from pysamp.nets.bases import Base
+from pysamp.nets.bases import Base, check_dim
 from pysamp.nets.flow import Flow
 
 
@@ -28,7 +29,7 @@ class RealNVP(Flow):
 
     Only weights that act are stored: the paper's code, whose networks read and write all d coordinates
     behind a mask, counts 42 560 for d = 16, 5 blocks, hidden 64; 21 920 of these act.
-    Raises ValueError for arguments.
+    Raises ValueError for arguments, TypeError for a dim that is no integer.
     """
 
     def __init__(
@@ -36,7 +37,8 @@ class RealNVP(Flow):
         mask: str = "half", conditioner: str = "separate", init_scale: float = 1e-6,
         base: Base | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
-        shape = (dim,) if isinstance(dim, int) else tuple(dim)
+        sizes = tuple(dim) if isinstance(dim, Sequence) else (dim,)
+        shape = tuple(check_dim(size) for size in sizes)
         n = math.prod(shape)
         if n < 2:
             raise ValueError(f"dim must give at least 2 coordinates, got {dim}")

@@ -26,7 +26,7 @@ def wrap(obj: Any) -> Flow | None:
 
     None for what is neither. A returned distribution keeps the parameters that it had, so it cannot be
     trained. Raises TypeError for a base other than a fixed normal or uniform one, ValueError for a flow
-    that needs a context and for events that are not vectors.
+    that needs a context, for events that are not vectors and for a circular flow (NCSF).
     """
     zuko = sys.modules.get("zuko")
     if zuko is None:
@@ -65,6 +65,20 @@ class ZukoFlow(Flow):
         super().__init__(shape, _base(found.base))
         # A module is registered, so that its parameters are trained, moved and saved with this one.
         self.build = build
+        if isinstance(self.base, Box) and self._is_circular(self.base):
+            # Its networks read angles as numbers: outside of the box its density is neither 0 nor periodic.
+            raise ValueError(
+                "flow must not wrap angles, as zuko's NCSF does: its density is wrong outside [−π, π); "
+                f"use nets.CircularSplineFlow({self.dim}) in its place"
+            )
+
+    def _is_circular(self, box: Box) -> bool:
+        """Whether a coordinate of x and the same a period on have one image."""
+        width = box.upper - box.lower
+        with torch.no_grad():
+            x = self.transform(((box.lower + box.upper) / 2)[None])[0]
+            back = self.transform(self.untransform(x + width)[0])[0]
+        return bool(((back - x).abs() < 0.01 * width).any())
 
     def transform(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return _summed(*self.build().transform.inv.call_and_ladj(z))

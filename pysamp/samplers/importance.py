@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pysamp import metrics, rng
-from pysamp.mcmc.proposals import TILE, proposal_of, rows_of_a_pass
+from pysamp.mcmc.proposals import TILE, check_period, proposal_of, rows_of_a_pass
 from pysamp.nets.flow import Flow
 from pysamp.samplers.arguments import check_budget, check_n
 from pysamp.samples import Samples
@@ -53,7 +53,8 @@ class Importance:
         """Samples x (n, 1, *event) with log_weight = ln p − ln q; log_z, log_z_error, ess in `info`.
 
         dtype: float32 by default; a flow has a device and a dtype of its own.
-        Raises ValueError for a proposal of another event shape, or with no density at a draw of its own.
+        Raises ValueError for a proposal of another event shape, or with no density at a draw of its own,
+        and for a flow of angles whose period the target does not have.
         """
         check_n(n)
         event = tuple(target.event_shape)
@@ -68,6 +69,8 @@ class Importance:
             raise ValueError(
                 f"proposal has log_prob = {float(log_q[bad])} at draw {first_chain + bad} of its own"
             )
+        if isinstance(self.proposal, Flow):
+            check_period(self.proposal, counted, x)
         log_prob = log_prob_of(counted, x)
         log_weight, nonfinite = weights_of(log_prob, log_q)
         note = (

@@ -59,6 +59,8 @@ class Banana:
         return self.log_prob_and_score(x)[1]
 
     def log_prob_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"x must have shape (n, {self.dim}), got {tuple(x.shape)}")
         wide, rest = self._straight(x)
         norm = self.dim / 2 * (math.log(self.scale) + math.log(2 * math.pi))
         log_prob = -0.5 * (wide * wide + rest * rest).sum(1) - norm

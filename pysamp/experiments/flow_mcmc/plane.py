@@ -35,7 +35,7 @@ METHODS = (NEUTRA, TESS, I_SIR)
 N_CHAINS, N_STEPS, CANDIDATES = 8, 128, 64
 N_CHECK = 20_000  # draws that judge the flow
 SIDE, GRID = 3.4, 241  # of the picture: half the width, points of a side
-SHOWN, LINES = 3, 41  # chains, and states that lines join
+SHOWN, LINES = 3, 31  # chains, and states that lines join
 
 
 def four_modes() -> GaussianMixture:
@@ -91,7 +91,7 @@ class Plane:
 
     def figure(self) -> Figure:
         """Latent space above data space, a column for each method; tints tell the modes."""
-        figure = Figure(figsize=(10.5, 8.0), layout="constrained")
+        figure = Figure(figsize=(9.0, 6.9), layout="constrained")
         axes = figure.subplots(2, 3, sharex="row", sharey="row")
         side = torch.linspace(-SIDE, SIDE, GRID)
         grid = torch.cartesian_prod(side, side).to(self.flow.like)
@@ -105,7 +105,7 @@ class Plane:
             _paths(below, side, self.target.log_prob(grid), self.target.mode(grid), x)
             name_axes(above, f"{method}: latent space", "$z_0$", "$z_1$" if not column else "")
             rate = 100 * self.changes(method)[0]
-            name_axes(below, f"data space: {rate:.0f} % of steps change the mode", "$x_0$",
+            name_axes(below, f"data: {rate:.0f} % of steps change mode", "$x_0$",
                       "$x_1$" if not column else "")  # fmt: skip
         figure.supxlabel(
             f"squares: starts; lines: the first {LINES - 1} of {N_STEPS} steps; tints: the nearest mode",
@@ -115,11 +115,11 @@ class Plane:
 
 
 def _paths(ax: Axes, side: Tensor, log_p: Tensor, mode: Tensor, path: Tensor) -> None:
-    """A few chains upon the density in units of log p; their lines end after some steps."""
+    """A few chains upon lines of equal log p; their own lines end after some steps."""
     log_p, mode = (values.reshape(GRID, GRID).T.cpu() for values in (log_p, mode))
     tints = ("#fbe3d6", "#ffffff", "#dfeaf5", "#ddefe6")
     ax.contourf(side, side, mode, (-0.5, 0.5, 1.5, 2.5, 3.5), colors=tints)
-    levels = (log_p.max() - torch.tensor([6.0, 4, 3, 2, 1, 0.3])).tolist()
+    levels = (log_p.max() - torch.tensor([6.0, 4, 2, 0.7])).tolist()
     ax.contour(side, side, log_p, levels, colors="#999999", linewidths=0.6, linestyles="solid")
     for chain, colour in zip(path[:SHOWN], CYCLE, strict=False):
         ax.plot(*chain[:LINES].T, color=colour, lw=0.6, alpha=0.7)
