@@ -212,11 +212,9 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 # ------------------------------------------------------------------------------------- one part
 def save_checkpoint(path: str | os.PathLike, part: int, checkpoint: Checkpoint) -> None:
-    content = encode(checkpoint)
+    content, file = encode(checkpoint), checkpoint_file(path, f"rank{part}")
     with _full_disk(Path(path), _SAFE):
-        replace_file(
-            checkpoint_file(path, f"rank{part}"), lambda temporary: temporary.write_bytes(content)
-        )
+        replace_file(file, lambda temporary: temporary.write_bytes(content))
 
 
 def load_checkpoint(path: str | os.PathLike, part: int) -> Checkpoint | None:
