@@ -357,7 +357,7 @@ EXPERIMENT = Experiment(
     source=SOURCE,
     settings={
         "quick": Settings(
-            (16, 32, 64), (IMH_, I_SIR, ADAPTIVE, FLEX2, NEUTRA, TESS, MALA_, IS), 2048, 2000,
+            (16, 32), (IMH_, I_SIR, ADAPTIVE, FLEX2, NEUTRA, TESS, MALA_, IS), 2048, 2000,
             (0.025, 0.05, 0.1, 0.25), (IMH_, I_SIR, NEUTRA, TESS), 20_000, 1000, 1024,
         ),
         "paper": Settings(

@@ -91,7 +91,7 @@ class Plane:
 
     def figure(self) -> Figure:
         """Latent space above data space, a column for each method; tints tell the modes."""
-        figure = Figure(figsize=(9.0, 6.9), layout="constrained")
+        figure = Figure(figsize=(9.0, 7.2), layout="constrained")
         axes = figure.subplots(2, 3, sharex="row", sharey="row")
         side = torch.linspace(-SIDE, SIDE, GRID)
         grid = torch.cartesian_prod(side, side).to(self.flow.like)
