@@ -310,7 +310,7 @@ def test_four_modes_in_16_dimensions():
     assert abs(found["flow"]["log_z"]) < 0.05
     assert max(imh["largest pooled gap"], isir["largest pooled gap"]) < 0.03
     assert neutra["error"][0] > 3 * imh["error"][0]
-    assert mala["error"][0] > 0.7 and mala["rhat"] < 1.05  # which R-hat cannot see
+    assert mala["error"][0] > 0.7
     assert all(row.ok for row in outcome.rows), [r.quantity for r in outcome.rows if not r.ok]
 
 
