@@ -193,8 +193,8 @@ def test_walkers_that_are_watched_are_those_of_the_sampler():
             start=torch.stack([-ones] * 9 + [ones]), use_flow=kind != adaptive_phi4.LOCAL,
         )  # fmt: skip
         known = sampler.train(target, seed=3)
-        assert torch.equal(found.walkers, known.walkers)
-        states = zip(found.flow.parameters(), known.flow.parameters(), strict=True)
+        assert torch.equal(found.found.walkers, known.walkers)
+        states = zip(found.found.flow.parameters(), known.flow.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in states)
         assert found.plus.shape == (12,) and float(found.plus[0]) == pytest.approx(0.1)
 

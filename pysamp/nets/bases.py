@@ -14,6 +14,7 @@ float64 until the module is converted, and used in the dtype of the points.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -47,7 +48,32 @@ class Base(Protocol):
     def log_prob(self, z: Tensor) -> Tensor: ...
 
 
-class Normal(nn.Module):
+class OfNoise(nn.Module):
+    """A base whose z is `place` of independent numbers of one kind, those of `noise`: `rng.normal` or
+    `rng.uniform`. Its buffer `like` has the device and dtype of draws."""
+
+    noise: Callable[..., Tensor]
+    dim: int
+    like: Tensor
+
+    def draw(
+        self, n: int, *, seed: int, stream: int | str = "proposal", step: int = 0,
+        first_chain: int = 0, substep: int = 0, device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None, first: int = 0,
+    ) -> Tensor:  # fmt: skip
+        """Draws (n, d); arguments as those of `noise`."""
+        xi = self.noise(
+            (n, self.dim), seed=seed, stream=stream, step=step, first_chain=first_chain,
+            substep=substep, device=device or self.like.device, dtype=dtype or self.like.dtype,
+            first=first,
+        )  # fmt: skip
+        return self.place(xi)
+
+    def place(self, xi: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Normal(OfNoise):
     """N(mean, covariance) on (n, d); `Normal(d)` is N(0, 1).
 
     mean: (d,); covariance: () one variance, (d,) variances or (d, d). `Normal.from_precision(P, mean)`
@@ -60,7 +86,7 @@ class Normal(nn.Module):
     mean: Tensor
     factor: Tensor  # L: (), (d,) or (d, d), with C = L Lᵀ
     whiten: Tensor  # L⁻¹ in the same form
-    like: Tensor
+    noise = staticmethod(rng.normal)
 
     def __init__(self, dim: int | None = None, *, mean: Any = None, covariance: Any = 1.0) -> None:
         super().__init__()
@@ -95,19 +121,6 @@ class Normal(nn.Module):
         base.whiten = lower.T.contiguous()
         return base
 
-    def draw(
-        self, n: int, *, seed: int, stream: int | str = "proposal", step: int = 0,
-        first_chain: int = 0, substep: int = 0, device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None, first: int = 0,
-    ) -> Tensor:  # fmt: skip
-        """Draws (n, d); arguments as those of `pysamp.rng.normal`."""
-        xi = rng.normal(
-            (n, self.dim), seed=seed, stream=stream, step=step, first_chain=first_chain,
-            substep=substep, device=device or self.like.device, dtype=dtype or self.like.dtype,
-            first=first,
-        )  # fmt: skip
-        return self.place(xi)
-
     def place(self, xi: Tensor) -> Tensor:
         """m + L ξ for standard normal ξ (n, d)."""
         if self.standard:
@@ -128,29 +141,16 @@ class Normal(nn.Module):
         return f"{self.dim}, {form}"
 
 
-class Torus(nn.Module):
+class Torus(OfNoise):
     """Uniform on the angles [−π, π)^dim. Its noise, which `place` takes, is uniform in (0, 1)."""
 
-    like: Tensor
+    noise = staticmethod(rng.uniform)
     standard = False
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = check_dim(dim)
         self.register_buffer("like", torch.empty(0), persistent=False)
-
-    def draw(
-        self, n: int, *, seed: int, stream: int | str = "proposal", step: int = 0,
-        first_chain: int = 0, substep: int = 0, device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None, first: int = 0,
-    ) -> Tensor:  # fmt: skip
-        """Draws (n, d); arguments as those of `pysamp.rng.uniform`."""
-        xi = rng.uniform(
-            (n, self.dim), seed=seed, stream=stream, step=step, first_chain=first_chain,
-            substep=substep, device=device or self.like.device, dtype=dtype or self.like.dtype,
-            first=first,
-        )  # fmt: skip
-        return self.place(xi)
 
     def place(self, xi: Tensor) -> Tensor:
         return (2 * xi - 1) * math.pi

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, Independent, Uniform
 from torch.distributions import Normal as TorchNormal
 
 from pysamp import rng
-from pysamp.nets.bases import Base, Normal
+from pysamp.nets.bases import Base, Normal, OfNoise
 from pysamp.nets.flow import Flow
 
 
@@ -87,9 +87,10 @@ class ZukoFlow(Flow):
         return _summed(*self.build().transform.call_and_ladj(x))
 
 
-class Box(nn.Module):
+class Box(OfNoise):
     """Uniform between `lower` and `upper` (d,), with density 0 outside."""
 
+    noise = staticmethod(rng.uniform)
     standard = False
     lower: Tensor
     upper: Tensor
@@ -97,20 +98,9 @@ class Box(nn.Module):
     def __init__(self, lower: Tensor, upper: Tensor) -> None:
         super().__init__()
         self.dim = len(lower)
+        self.register_buffer("like", lower.new_empty(0), persistent=False)
         self.register_buffer("lower", lower.detach().clone())
         self.register_buffer("upper", upper.detach().clone())
-
-    def draw(
-        self, n: int, *, seed: int, stream: int | str = "proposal", step: int = 0,
-        first_chain: int = 0, substep: int = 0, device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None, first: int = 0,
-    ) -> Tensor:  # fmt: skip
-        xi = rng.uniform(
-            (n, self.dim), seed=seed, stream=stream, step=step, first_chain=first_chain,
-            substep=substep, device=device or self.lower.device, dtype=dtype or self.lower.dtype,
-            first=first,
-        )  # fmt: skip
-        return self.place(xi)
 
     def place(self, xi: Tensor) -> Tensor:
         """lower + (upper − lower) ξ for ξ uniform in (0, 1)."""

@@ -40,6 +40,7 @@ from pysamp.samplers.flow_training import (
     LOSSES,
     ScaleWeights,
     Trained,
+    Watch,
     prepared_flow,
     train_flow,
 )
@@ -122,23 +123,26 @@ class FlowMCMC:
     def train(
         self, target: Target, *, seed: int, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None, progress: bool = False,
-        checkpoint: str | PathLike | None = None,
+        checkpoint: str | PathLike | None = None, watch: Watch | None = None,
     ) -> Trained:  # fmt: skip
         """Burn in the walkers and train the flow.
 
         device, dtype: those of the flow by default. checkpoint: a file that holds network, optimiser and
         walkers as they were at most 50 steps ago; where it exists, training goes on from it, to the same
-        bits.
+        bits. watch(step, flow, x): called in each training step, with the walkers where they have moved and
+        the flow as it was then; the numbers that it returns by name are kept in `history.terms`.
 
         Raises ValueError for a flow of another event shape or that does not invert where the walkers
         are, for walkers where the target has no density, and for a checkpoint of another training;
         pysamp.train.NonFiniteError where a loss or gradient is not finite.
         """
-        return self._train(counted(target, "FlowMCMC"), seed, device, dtype, progress, checkpoint)
+        counting = counted(target, "FlowMCMC")
+        return self._train(counting, seed, device, dtype, progress, checkpoint, watch)
 
     def _train(
         self, target: Counted, seed: int, device: torch.device | str | None,
         dtype: torch.dtype | None, progress: bool, checkpoint: str | PathLike | None,
+        watch: Watch | None = None,
     ) -> Trained:  # fmt: skip
         own = torch.empty(0) if self.flow is None else as_flow(self.flow).like
         like = own.new_empty(0, device=device or own.device, dtype=dtype or own.dtype)
@@ -147,7 +151,9 @@ class FlowMCMC:
             show_progress(self.n_steps, "training", world(), show=progress) as bar,
         ):
             flow = prepared_flow(self.flow, target, like)
-            return train_flow(self, target, flow, seed=seed, checkpoint=checkpoint, bar=bar)
+            return train_flow(
+                self, target, flow, seed=seed, checkpoint=checkpoint, watch=watch, bar=bar
+            )
 
     # ------------------------------------------------------------------------ draws
     def sample(
@@ -166,13 +172,11 @@ class FlowMCMC:
         target = counted(target, "FlowMCMC")
         trained = self._train(target, seed, device, dtype, progress, checkpoint)
         flow = trained.flow
-        rows = torch.arange(n_chains) * self.n_walkers // n_chains % self.n_walkers
-        x = trained.walkers[rows.to(trained.walkers.device)]
         other = (seed + 2 * OTHER_SEED) % (1 << 64)  # the training used the numbers of `seed`
         tally = Tally()
         with torch.no_grad():
             kernel = self._kernel(flow, trained.local)
-            state = kernel.init(target, x, seed=other)
+            state = kernel.init(target, trained.starts(n_chains), seed=other)
             total = self.warmup + n_draws
             with show_progress(total, "draws", world(), show=progress) as bar:
                 kernel, state, _ = warm_up(kernel, target, state, self.warmup, progress=bar.update)

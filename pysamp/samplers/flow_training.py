@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -37,11 +38,13 @@ from pysamp.nets.bases import Normal
 from pysamp.nets.flow import Flow, as_flow, check_event, check_invertible
 from pysamp.nets.realnvp import RealNVP
 from pysamp.samplers.importance import independent_accept
-from pysamp.target import Counted, log_prob_and_score, log_prob_of
+from pysamp.samplers.reverse_kl import at_draws
+from pysamp.target import Counted, log_prob_of
 
 if TYPE_CHECKING:
     from pysamp.samplers.flow_mcmc import FlowMCMC
 
+Watch = Callable[[int, Flow, Tensor], "dict[str, Tensor | float]"]
 LOSSES = ("forward", "backward", "convex")
 EVERY = 50  # training steps between checkpoints
 ENOUGH = 2  # walkers for each coordinate, from which their covariance is taken whole
@@ -72,6 +75,11 @@ class Trained:
     evaluations: int
     gradients: int
 
+    def starts(self, n: int) -> Tensor:
+        """Where n chains may start: walkers that are evenly spaced among all; (n, *event)."""
+        rows = torch.arange(n, device=self.walkers.device) * len(self.walkers) // n
+        return self.walkers[rows % len(self.walkers)]
+
 
 def prepared_flow(given: Any, target: Counted, like: Tensor) -> Flow:
     """A copy of the flow to be trained, of the device and dtype of `like`; the given one is not touched.
@@ -93,8 +101,9 @@ def prepared_flow(given: Any, target: Counted, like: Tensor) -> Flow:
 
 
 def train_flow(
-    settings: FlowMCMC, target: Counted, flow: Flow, *, seed: int, checkpoint: Any, bar: Progress
-) -> Trained:
+    settings: FlowMCMC, target: Counted, flow: Flow, *, seed: int, checkpoint: Any, watch: Watch | None,
+    bar: Progress,
+) -> Trained:  # fmt: skip
     """Train `flow`, in place. Raises as `FlowMCMC.train`."""
     s = settings
     walkers = Walkers(s, target, flow, seed)
@@ -116,10 +125,11 @@ def train_flow(
             total = total + (backward if s.loss == "backward" else (1 - s.alpha) * backward)
         if s.weight_penalty:
             assert isinstance(flow, ScaleWeights)
-            squares = torch.stack([weight.square().sum() for weight in flow.scale_weights()])
-            terms["penalty"] = s.weight_penalty * squares.sum()
+            terms["penalty"] = s.weight_penalty * squared_weights(flow)
             total = total + terms["penalty"]
         assert isinstance(total, Tensor)
+        if watch is not None:
+            terms |= watch(step, flow, walkers.now.x)
         walkers.remember(terms.get("accept"))
         return total, terms
 
@@ -158,14 +168,13 @@ def train_flow(
 
 def _backward(flow: Flow, target: Counted, n: int, seed: int, step: int) -> tuple[Tensor, float]:
     """E_q[log q − log p] over n draws, and the acceptance that their weights tell of."""
-    z = flow.base.draw(
-        n, seed=seed, stream="training", step=step, device=flow.like.device, dtype=flow.like.dtype
-    )
-    x, log_q = flow.push(z)
-    value, score = log_prob_and_score(target, x.detach())
-    # Value and gradient of log p at x, without a graph through the target.
-    log_p = value + ((x - x.detach()) * score).flatten(1).sum(1)
-    return (log_q - log_p).mean(), independent_accept((value - log_q.detach()).double())
+    log_q, log_p = at_draws(flow, target, n, seed, step)
+    return (log_q - log_p).mean(), independent_accept((log_p - log_q).detach().double())
+
+
+def squared_weights(flow: ScaleWeights) -> Tensor:
+    """The sum of the squares of the weights of scale networks, ()."""
+    return torch.stack([weight.square().sum() for weight in flow.scale_weights()]).sum()
 
 
 # ------------------------------------------------------------------------------------- walkers

@@ -24,8 +24,9 @@ from pysamp.samplers.importance import (
     tail_fault,
     weights_of,
 )
+from pysamp.samplers.reverse_kl import log_prob_along
 from pysamp.samples import Samples
-from pysamp.target import Target, log_prob_and_score, log_prob_of
+from pysamp.target import Target, log_prob_of
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -114,9 +115,7 @@ class GaussianVI:
                 device=like.device, dtype=like.dtype,
             )  # fmt: skip
             x = q.at(z)
-            value, score = log_prob_and_score(target, x.detach().reshape(-1, *event))
-            # Value and gradient of log p(m + L z), without a graph through the target.
-            log_prob = (value + ((x - x.detach()) * score.reshape(x.shape)).sum(1)).mean()
+            log_prob = log_prob_along(target, x.reshape(-1, *event)).mean()
             entropy = q.entropy()
             return -(log_prob + entropy), {"log_prob": log_prob, "entropy": entropy}
 

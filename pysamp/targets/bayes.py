@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,23 +50,12 @@ class LogisticRegression:
         for name in ("prior_sd", "bias_sd"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        features, labels = check_rows(self.features, self.labels, "")
-        rows = _signed(features, labels)
-        p = features.shape[1]
-        fields: dict[str, Tensor | None] = {"features": features, "labels": labels}
-        fields["_test_rows"] = None
-        if self.test_features is not None or self.test_labels is not None:
-            if self.test_features is None or self.test_labels is None:
-                raise ValueError("test_features and test_labels must be given together")
-            test, test_labels = check_rows(self.test_features, self.test_labels, "test_")
-            if test.shape[1] != p:
-                raise ValueError(
-                    f"test_features must be (n, {p}) as features are, got {tuple(test.shape)}"
-                )
-            fields |= {"test_features": test, "test_labels": test_labels}
-            fields["_test_rows"] = _signed(test, test_labels)
+        split = (self.features, self.labels, self.test_features, self.test_labels)
+        fields = checked_split(*split, _signed)
+        rows = fields.pop("_rows")
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+        p = self.features.shape[1]
         prior = (1 / self.prior_sd**2, 1 / self.bias_sd**2, self._log_norm())
         params = (*prior, *logistic_blocks(rows).tolist())
         native = NativeEnergy("logistic", params, (len(rows), p + 1))
@@ -153,6 +144,26 @@ def check_rows(features: Tensor, labels: Tensor, prefix: str) -> tuple[Tensor, T
     for (row,) in ((y != 0) & (y != 1)).nonzero()[:1].tolist():
         raise ValueError(f"{prefix}labels must be 0 or 1, got {y[row].item()} in row {row}")
     return x, y
+
+
+def checked_split(
+    features: Tensor, labels: Tensor, test_features: Tensor | None, test_labels: Tensor | None,
+    signed: Callable[[Tensor, Tensor], Tensor],
+) -> dict[str, Any]:  # fmt: skip
+    """All four by name, in float64 on the CPU, and `signed` rows of both splits: "_rows", "_test_rows"."""
+    features, labels = check_rows(features, labels, "")
+    fields = {"features": features, "labels": labels, "_rows": signed(features, labels)}
+    if test_features is None and test_labels is None:
+        return {**fields, "_test_rows": None}
+    if test_features is None or test_labels is None:
+        raise ValueError("test_features and test_labels must be given together")
+    test, test_labels = check_rows(test_features, test_labels, "test_")
+    if test.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"test_features must be (n, {features.shape[1]}) as features are, got {tuple(test.shape)}"
+        )
+    made = {"test_features": test, "test_labels": test_labels}
+    return {**fields, **made, "_test_rows": signed(test, test_labels)}
 
 
 def _signed(features: Tensor, labels: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pysamp.targets.bayes import check_rows
+from pysamp.targets.bayes import checked_split
 
 N_GERMAN, P_GERMAN = 1000, 24
 # The 250 test rows that scikit-learn's train_test_split(random_state=42) takes of 1000, four rows to a
@@ -53,20 +53,8 @@ class SparseLogistic:
     _copies: dict = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        features, labels = check_rows(self.features, self.labels, "")
-        p = features.shape[1]
-        fields: dict[str, Tensor | None] = {"features": features, "labels": labels}
-        fields |= {"_rows": _signed(features, labels), "_test_rows": None}
-        if self.test_features is not None or self.test_labels is not None:
-            if self.test_features is None or self.test_labels is None:
-                raise ValueError("test_features and test_labels must be given together")
-            test, test_labels = check_rows(self.test_features, self.test_labels, "test_")
-            if test.shape[1] != p:
-                raise ValueError(
-                    f"test_features must be (n, {p}) as features are, got {tuple(test.shape)}"
-                )
-            fields |= {"test_features": test, "test_labels": test_labels}
-            fields["_test_rows"] = _signed(test, test_labels)
+        split = (self.features, self.labels, self.test_features, self.test_labels)
+        fields = checked_split(*split, _signed)
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 

@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pysamp import metrics, train
+from pysamp import metrics
 from pysamp.experiments.base import (
     Experiment,
     Outcome,
@@ -34,9 +34,9 @@ from pysamp.nets import Normal, RealNVP
 from pysamp.nets.flow import Flow
 from pysamp.plots import CYCLE, legend, save
 from pysamp.samplers import FlowMCMC
-from pysamp.samplers.flow_training import Walkers
-from pysamp.target import Counted
+from pysamp.samplers.flow_training import Trained
 from pysamp.targets import Phi4Chain
+from pysamp.train import StepDecay
 
 INFORMED, WHITE, LOCAL = "informed", "white", "local moves alone"
 START = 0.1  # of the walkers, in the mode +
@@ -75,44 +75,45 @@ class Settings:
 class Training:
     """A trained flow, its walkers, and by training step how many of both are in the mode +."""
 
-    flow: Flow
-    walkers: Tensor
-    plus: Tensor  # (steps,) of walkers
+    found: Trained
     flow_plus: dict[int, float]  # step -> share of the draws of the flow
-    accept: Tensor | None  # (steps,) of proposals of the flow
+
+    @property
+    def plus(self) -> Tensor:
+        """(steps,) of walkers."""
+        return self.found.history.terms["plus"]
+
+    @property
+    def accept(self) -> Tensor | None:
+        """(steps,) of proposals of the flow."""
+        return self.found.history.terms.get("accept")
 
 
 def trained(
     kind: str, size: Sizes, target: Phi4Chain, n_flow: int, seed: int, device: str | None
 ) -> Training:
-    """What `FlowMCMC.train` does, with a look at the modes in each step."""
+    """With a look at the modes in each step."""
     n = size.n_sites
     white = Normal(mean=torch.zeros(n), covariance=1 / target.a)
     base = white if kind == WHITE else Normal.from_precision(target.coupled_precision)
     flow = RealNVP(n, size.n_blocks, size.hidden, base=base, seed=seed)
-    flow.to(device or "cpu", torch.float32)
     ones, tenth = torch.ones(n), round(1 / START)
     sampler = FlowMCMC(
         flow, n_walkers=size.n_walkers, batch=size.batch, n_steps=size.n_steps, lag=size.lag,
         start=torch.stack([-ones] * (tenth - 1) + [ones]), use_flow=kind != LOCAL,
+        learning_rate=size.learning_rate,
+        decay="cosine" if size.halving is None else StepDecay(size.halving, 0.5),
     )  # fmt: skip
-    walkers = Walkers(sampler, Counted(target), flow, seed)
     shares: dict[int, float] = {}
 
-    def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        walkers.begin()
+    def watch(step: int, flow: Flow, x: Tensor) -> dict[str, Tensor | float]:
         if step % EVERY == 0:
             shares[step] = _in_plus(flow, target, n_flow, seed, step)
-        x, terms = walkers.move()
-        terms["plus"] = target.mode(walkers.now.x).double().mean()
-        return -flow.log_prob(x).mean(), terms
+        return {"plus": target.mode(x).double().mean()}
 
-    decay: train.Decay = "cosine" if size.halving is None else train.StepDecay(size.halving, 0.5)
-    with torch.inference_mode(False):
-        history = train.fit(loss, flow, steps=size.n_steps, lr=size.learning_rate, lr_decay=decay)
-    shares[size.n_steps] = _in_plus(flow, target, n_flow, seed, size.n_steps)
-    terms = history.terms
-    return Training(flow, walkers.now.x, terms["plus"], shares, terms.get("accept"))
+    found = sampler.train(target, seed=seed, device=device, dtype=torch.float32, watch=watch)
+    shares[size.n_steps] = _in_plus(found.flow, target, n_flow, seed, size.n_steps)
+    return Training(found, shares)
 
 
 def _in_plus(flow: Flow, target: Phi4Chain, n: int, seed: int, step: int) -> float:
@@ -137,11 +138,9 @@ class Chains:
 
 def run_chains(training: Training, target: Phi4Chain, settings: Settings, seed: int) -> Chains:
     """From walkers that are evenly spaced among all."""
-    x = training.walkers
-    rows = torch.arange(settings.n_chains) * len(x) // settings.n_chains % len(x)
-    kernel = IMH(training.flow)
+    kernel = IMH(training.found.flow)
     with torch.no_grad():
-        state = kernel.init(target, x[rows.to(x.device)], seed=seed + 2)
+        state = kernel.init(target, training.found.starts(settings.n_chains), seed=seed + 2)
         _, info = kernel.step(target, state, settings.n_draws, thin=1)
     assert info.x is not None
     mid, mean_field = info.x[..., target.n_sites // 2], info.x.mean(-1)

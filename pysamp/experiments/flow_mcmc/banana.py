@@ -130,7 +130,7 @@ def _result(
 ) -> Result:
     if method not in (IS, FLOW):
         return run_chains(method, target, flow, SIZES, x0, settings.chain_steps, seed + 2)
-    result = run_importance(target, flow, settings.chain_steps * SIZES.candidates // 4, seed)
+    result = run_importance(target, flow, SIZES.n_importance(settings.chain_steps), seed)
     if method == IS:
         return result
     return Result(FLOW, result.x, torch.ones(1), math.nan, result.seconds)
@@ -150,10 +150,7 @@ def _measured(result: Result, exact: Tensor, settings: Settings) -> dict[str, An
         "median tv": median_error(tv),
         "variance": mean_error(bent.square().mean(2) @ weight),
         "tail": mean_error((bent > TAIL).double().mean(2) @ weight),
-        "accept": mean_error(result.accept),
-        "local_accept": result.local_accept,
-        "ess": result.ess(),
-        "seconds": result.seconds,
+        **result.facts(),
     }
 
 

@@ -45,10 +45,17 @@ class Sizes:
     neutra_candidates: int
     neutra_local: int
 
+    def n_importance(self, n_steps: int) -> int:
+        """Draws of importance sampling that are set against chains of n_steps."""
+        return n_steps * self.candidates // 4
 
-def kernel_of(method: str, flow: Flow, sizes: Sizes) -> Kernel:
-    """The kernel of a method, its Langevin step where it begins."""
-    local = MALA(FIRST_STEP)
+
+def kernel_of(
+    method: str, flow: Flow, sizes: Sizes, local: Kernel | None = None, latent: Kernel | None = None
+) -> Kernel:
+    """The kernel of a method. Its Langevin steps are where the published ones begin, unless kernels are
+    given for local moves and for those of latent space."""
+    local, latent = local or MALA(FIRST_STEP), latent or MALA(FIRST_STEP)
     if method == IMH_:
         return IMH(flow)
     if method == I_SIR:
@@ -58,12 +65,12 @@ def kernel_of(method: str, flow: Flow, sizes: Sizes) -> Kernel:
     if method == FLEX2:
         return Ex2MCMC(flow, sizes.candidates, local, sizes.n_local)
     if method == NEUTRA:
-        return Neutra(local, flow)
+        return Neutra(latent, flow)
     if method == TESS:
         return TransportSlice(flow)
     if method == NEUTRA_EX2:
         base = Gaussian(torch.zeros(flow.dim), 1.0)
-        kernel = Ex2MCMC(base, sizes.neutra_candidates, local, sizes.neutra_local)
+        kernel = Ex2MCMC(base, sizes.neutra_candidates, latent, sizes.neutra_local)
         return Neutra(kernel, flow)
     if method == MALA_:
         return local
@@ -88,6 +95,15 @@ class Result:
         if self.log_weight is not None:
             return float(metrics.ess_weights(self.log_weight))
         return float(metrics.ess(self.x, kind="mean").min())
+
+    def facts(self) -> dict[str, Any]:
+        """What is told of every method."""
+        return {
+            "accept": mean_error(self.accept),
+            "local_accept": self.local_accept,
+            "ess": self.ess(),
+            "seconds": self.seconds,
+        }
 
 
 def run_chains(
@@ -139,6 +155,15 @@ def run_importance(target: Target, flow: Flow, n: int, seed: int) -> Result:
     share = torch.tensor([float(samples.info["ess"]) / n], dtype=torch.float64)
     x = samples.x.transpose(0, 1).cpu().double()
     return Result(IS, x, share, math.nan, seconds, log_weight[:, 0].cpu())
+
+
+def run_method(
+    method: str, target: Target, flow: Flow, sizes: Sizes, x0: Tensor, n_steps: int, seed: int
+) -> Result:
+    """Chains, or as much of importance sampling."""
+    if method == IS:
+        return run_importance(target, flow, sizes.n_importance(n_steps), seed)
+    return run_chains(method, target, flow, sizes, x0, n_steps, seed)
 
 
 def mean_error(values: Tensor) -> tuple[float, float]:

@@ -24,7 +24,6 @@ from pysamp.experiments.flow_mcmc.common import (
     FLEX2,
     I_SIR,
     IMH_,
-    IS,
     MALA_,
     METHODS,
     NEUTRA,
@@ -35,8 +34,7 @@ from pysamp.experiments.flow_mcmc.common import (
     Sizes,
     draw_curves,
     mean_error,
-    run_chains,
-    run_importance,
+    run_method,
 )
 from pysamp.mcmc import IMH
 from pysamp.nets.analytic import FunnelFlow
@@ -86,11 +84,7 @@ def run(settings: Settings, *, seed: int, device: str | None, progress: Progress
                 if method == MALA_ and beta != settings.betas[0]:
                     continue  # but for its start it does not know the flow
                 progress(f"d = {dim}, β = {beta:g}, {method}")
-                if method == IS:
-                    n = n_steps * sizes.candidates // 4
-                    result = run_importance(target, flow, n, seed)
-                else:
-                    result = run_chains(method, target, flow, sizes, x0, n_steps, seed)
+                result = run_method(method, target, flow, sizes, x0, n_steps, seed)
                 measured = _measured(result, exact, settings)
                 found[beta, method] = measured
                 curves[dim].setdefault(method, []).append([beta, *measured["ks"]])
@@ -146,14 +140,11 @@ def _measured(result: Result, exact: Tensor, settings: Settings) -> dict[str, An
     ks = metrics.sliced_ks_histogram(
         result.x, exact, settings.n_directions, N_BINS, log_weight_x=result.log_weight
     )
-    ess = result.ess()
+    facts = result.facts()
     return {
+        **facts,
         "ks": mean_error(ks),
-        "accept": mean_error(result.accept),
-        "local_accept": result.local_accept,
-        "ess": ess,
-        "ess_per_second": ess / max(result.seconds, 1e-9),
-        "seconds": result.seconds,
+        "ess_per_second": facts["ess"] / max(result.seconds, 1e-9),
     }
 
 

@@ -25,7 +25,9 @@ from pysamp.experiments.flow_mcmc.common import REFERENCE_SEED
 from pysamp.nets import RealNVP
 from pysamp.nets.bases import Base
 from pysamp.nets.flow import Flow
-from pysamp.target import Target, log_prob_and_score, log_prob_of
+from pysamp.samplers.flow_training import squared_weights
+from pysamp.samplers.reverse_kl import at_draws
+from pysamp.target import Target, log_prob_of
 
 PENALTY = 5e-5
 WEIGHT_DECAY = 1e-4
@@ -88,13 +90,7 @@ def backward(target: Target, batch: int, seed: int) -> Loss:
     """E_q[log q − log p] over draws of the flow; no graph goes through the target."""
 
     def loss(flow: RealNVP, step: int) -> Tensor:
-        like = flow.like
-        z = flow.base.draw(
-            batch, seed=seed, stream="training", step=step, device=like.device, dtype=like.dtype
-        )
-        x, log_q = flow.push(z)
-        value, score = log_prob_and_score(target, x.detach())
-        log_p = value + ((x - x.detach()) * score).flatten(1).sum(1)
+        log_q, log_p = at_draws(flow, target, batch, seed, step)
         return (log_q - log_p).mean()
 
     return loss
@@ -115,8 +111,7 @@ def trained(flow: RealNVP, loss: Loss, recipe: Recipe, stops: Sequence[int]) -> 
 
     def total(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         value = loss(flow, step)
-        squares = torch.stack([weight.square().sum() for weight in flow.scale_weights()])
-        return value + PENALTY * squares.sum(), {"value": value}
+        return value + PENALTY * squared_weights(flow), {"value": value}
 
     def keep(step: int, row: dict[str, float]) -> None:
         if step + 1 in wanted:

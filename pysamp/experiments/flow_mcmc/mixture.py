@@ -139,11 +139,11 @@ def run_method(
     dim, n_chains = flow.dim, settings.n_chains
     candidates = CANDIDATES.get(dim, 100)
     n_steps = settings.chain_steps or N_STEPS[dim]
+    sizes = Sizes(candidates, N_LOCAL, candidates, N_LOCAL)
     if method == IS:
-        return run_importance(target, flow, n_steps * candidates // 4, seed)
+        return run_importance(target, flow, sizes.n_importance(n_steps), seed)
     each = n_chains // 4
     x0 = start(target, (each,) * 4 if where == EACH else (n_chains, 0, 0, 0), seed, flow)
-    sizes = Sizes(candidates, N_LOCAL, candidates, N_LOCAL)
     return run_chains(method, target, flow, sizes, x0, n_steps, seed + 2)
 
 
@@ -164,13 +164,10 @@ def measured(result: Result, target: GaussianMixture) -> dict[str, Any]:
         "pooled": pooled.tolist(),
         "pooled error": pooled_error.tolist(),
         "largest pooled gap": float((pooled - 0.25).abs().max()),
-        "accept": mean_error(result.accept),
-        "local_accept": result.local_accept,
+        **result.facts(),
         "KL in modes, median chain": float(kl.median()),
         "KL in modes, all draws": everything,
         "rhat": float(metrics.rhat(result.x).max()),
-        "ess": result.ess(),
-        "seconds": result.seconds,
     }  # fmt: skip
 
 

@@ -39,10 +39,12 @@ from pysamp.experiments.flow_mcmc.common import (
     MALA_,
     NEUTRA,
     SOURCE,
+    Sizes,
+    kernel_of,
     mean_error,
 )
 from pysamp.experiments.flow_mcmc.learned import PENALTY
-from pysamp.mcmc import IMH, ISIR, MALA, AdaptiveMCMC, Ex2MCMC, Neutra
+from pysamp.mcmc import MALA
 from pysamp.mcmc.adapt import warm_up
 from pysamp.mcmc.base import Kernel, Tunable
 from pysamp.nets import Normal, RealNVP
@@ -163,22 +165,6 @@ class Chain:
         return float(value), float(error)
 
 
-def kernel_of(method: str, flow: Flow, local: Kernel, candidates: int, n_local: int) -> Kernel:
-    if method == IMH_:
-        return IMH(flow)
-    if method == I_SIR:
-        return ISIR(flow, candidates)
-    if method == ADAPTIVE:
-        return AdaptiveMCMC(flow, local, n_local)
-    if method == FLEX2:
-        return Ex2MCMC(flow, candidates, local, n_local)
-    if method == NEUTRA:
-        return Neutra(MALA(), flow)
-    if method == MALA_:
-        return local
-    raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-
-
 def run_chains(
     kernel: Kernel, target: Phi4Chain, x0: Tensor, n: int, skip: int, seed: int
 ) -> Chain:
@@ -216,11 +202,11 @@ def run(settings: Settings, *, seed: int, device: str | None, progress: Progress
                 acceptance[n, h] = trained.history.terms["accept"]
             x0 = relaxed(trained, target, settings.n_chains, seed)
             chains = found[n, h] = {}
+            k, n_local = training.candidates, settings.n_local
+            sizes = Sizes(k, n_local, k, n_local)
             for method in METHODS:
                 progress(f"N = {n}, h = {h:g}, {method}")
-                kernel = kernel_of(
-                    method, trained.flow, trained.local, training.candidates, settings.n_local
-                )
+                kernel = kernel_of(method, trained.flow, sizes, trained.local, MALA())
                 steps = settings.steps(method)
                 skip = int(settings.warmup * steps)
                 chains[method] = run_chains(kernel, target, x0, steps, skip, seed)

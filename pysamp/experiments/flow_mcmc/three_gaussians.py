@@ -23,7 +23,6 @@ from pysamp.experiments.flow_mcmc.common import (
     FLEX2,
     I_SIR,
     IMH_,
-    IS,
     MALA_,
     METHODS,
     NEUTRA,
@@ -34,8 +33,7 @@ from pysamp.experiments.flow_mcmc.common import (
     Sizes,
     draw_curves,
     mean_error,
-    run_chains,
-    run_importance,
+    run_method,
 )
 from pysamp.nets.analytic import LinearFlow
 from pysamp.plots import legend, save
@@ -139,11 +137,7 @@ def run(settings: Settings, *, seed: int, device: str | None, progress: Progress
                 if method == MALA_ and name != settings.maps[0] and MALA_ in curves[dim]:
                     continue  # but for its start it does not know the map
                 progress(f"d = {dim}, t = {name}, {method}")
-                if method == IS:
-                    n = n_steps * SIZES.candidates // 4
-                    result = run_importance(known, flow, n, seed)
-                else:
-                    result = run_chains(method, known, flow, SIZES, x0, n_steps, seed)
+                result = run_method(method, known, flow, SIZES, x0, n_steps, seed)
                 measured = _measured(result, known, exact, settings)
                 found[name, method] = measured
                 place = [fraction(name), *measured["tv"]]
@@ -172,16 +166,13 @@ def _measured(result: Result, known: Gaussian, exact: Tensor, settings: Settings
         metrics.gaussian_kl(x, known.mean, torch.as_tensor(known.covariance), log_weight=result.log_weight)
         for x in result.x
     ]  # fmt: skip
-    ess = result.ess()
+    facts = result.facts()
     return {
+        **facts,
         "tv": mean_error(tv),
-        "accept": mean_error(result.accept),
-        "local_accept": result.local_accept,
         "KL(exact|fitted)": mean_error(torch.stack([forward for forward, _ in kl]))[0],
         "KL(fitted|exact)": mean_error(torch.stack([backward for _, backward in kl]))[0],
-        "ess": ess,
-        "ess_per_second": ess / max(result.seconds, 1e-9),
-        "seconds": result.seconds,
+        "ess_per_second": facts["ess"] / max(result.seconds, 1e-9),
     }
 
 
